@@ -1,0 +1,143 @@
+// Package connection holds how the engine reaches a system with admin rights:
+// the stored entry, what may be reached through it and by whom, and its admin
+// credential. How a particular system is spoken to is the business of the
+// package that speaks to it (kind/redis).
+package connection
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// TypeRedis is a connection to a Redis: standalone, with replicas, or a
+// cluster.
+const TypeRedis = "redis"
+
+// Entry is a stored connection.
+type Entry struct {
+	Name             string            `json:"name"`
+	Type             string            `json:"type"`
+	AllowedRoles     []string          `json:"allowed_roles,omitempty"`
+	AllowedUsernames []string          `json:"allowed_usernames,omitempty"`
+	AddressMap       map[string]string `json:"address_map,omitempty"`
+
+	Redis *Redis `json:"redis,omitempty"`
+
+	// Admin is the credential the engine itself logs in with. It is a managed
+	// credential like any other: several versions exist while it is rotated.
+	Admin Admin `json:"admin"`
+
+	// Identity names the target itself (cluster id, replication topology), so
+	// that two connections to one server are known to be the same target.
+	Identity string `json:"identity,omitempty"`
+	// Generation counts writes. Nodes that a role remembers from before the
+	// last write are forgotten: writing a connection again is how an operator
+	// says that a node is gone for good.
+	Generation int `json:"generation"`
+}
+
+// Redis is what a connection of type redis has beyond the common fields.
+type Redis struct {
+	Addresses    []string `json:"addresses"`
+	Topology     string   `json:"topology"`    // auto, standalone, cluster
+	Persistence  string   `json:"persistence"` // auto, acl-save, config-rewrite, none
+	AllowedCIDRs []string `json:"allowed_cidrs,omitempty"`
+}
+
+// Admin is a connection's own credential with the state of its rotation.
+type Admin struct {
+	version.Set
+	Phase   string           `json:"phase,omitempty"`
+	Attempt *version.Attempt `json:"attempt,omitempty"`
+}
+
+// NewAdmin returns an admin credential whose first version is m.
+func NewAdmin(m kind.Material) Admin {
+	return Admin{Set: version.Set{Last: 1, Versions: []version.Version{
+		{Number: 1, Stage: version.Current, Material: m},
+	}}}
+}
+
+// Logins returns the credentials to try at a login, in order. There is more
+// than one only while the admin credential itself is being rotated: which of
+// them a server accepts is found by asking it.
+func (a Admin) Logins() []kind.Material {
+	var out []kind.Material
+	for _, stage := range []version.Stage{version.Current, version.Pending, version.Previous} {
+		if v := a.With(stage); v != nil && !slices.ContainsFunc(out, v.Material.Same) {
+			out = append(out, v.Material)
+		}
+	}
+	return out
+}
+
+// Username is the user the engine logs in as.
+func (e *Entry) Username() string {
+	if v := e.Admin.With(version.Current); v != nil {
+		return v.Material.Username
+	}
+	return ""
+}
+
+// AllowsRole reports whether the connection serves role. Patterns are globs,
+// as in Vault's database engine; by default none is allowed.
+func (e *Entry) AllowsRole(role string) bool { return matchAny(e.AllowedRoles, role) }
+
+// AllowsUsername reports whether roles of the connection may manage username.
+// Without a list every user but the connection's own may be managed.
+func (e *Entry) AllowsUsername(username string) bool {
+	return len(e.AllowedUsernames) == 0 || matchAny(e.AllowedUsernames, username)
+}
+
+func matchAny(patterns []string, s string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		ok, err := path.Match(p, s)
+		return err == nil && ok
+	})
+}
+
+// Reach returns the address to dial for a node that was discovered as addr.
+func (e *Entry) Reach(addr string) string {
+	if mapped, ok := e.AddressMap[addr]; ok {
+		return mapped
+	}
+	return addr
+}
+
+// CheckDiscovered refuses a discovered node outside the networks that the
+// connection may send its admin credential to: allowed_cidrs, or the networks
+// (/24, /64) of the seeds as they resolved.
+func (e *Entry) CheckDiscovered(node netip.Addr, seeds []netip.Addr) error {
+	node = node.Unmap()
+	var allowed []netip.Prefix
+	if e.Redis != nil {
+		for _, c := range e.Redis.AllowedCIDRs {
+			p, err := netip.ParsePrefix(c)
+			if err != nil {
+				return fmt.Errorf("allowed_cidrs holds %q, which is no network; write the connection again", c)
+			}
+			allowed = append(allowed, p)
+		}
+	}
+	if len(allowed) == 0 {
+		for _, s := range seeds {
+			bits := 24
+			if s = s.Unmap(); s.Is6() {
+				bits = 64
+			}
+			if p, err := s.Prefix(bits); err == nil {
+				allowed = append(allowed, p)
+			}
+		}
+	}
+	if slices.ContainsFunc(allowed, func(p netip.Prefix) bool { return p.Contains(node) }) {
+		return nil
+	}
+	return fmt.Errorf("discovered node %s is outside the networks that connection %q may reach; "+
+		"add its network to allowed_cidrs, or map it with address_map", node, e.Name)
+}

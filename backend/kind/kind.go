@@ -1,0 +1,235 @@
+// Package kind says what a kind of secret is to the rotation engine.
+//
+// A kind (redis, api-key, …) knows how to make new material and, where a
+// server has to be told about it, how to ask that server which material it
+// accepts and how to change that. It knows nothing about phases, storage or
+// schedules: the engine in backend/rotation decides what happens next, a kind
+// does it. Adding a kind is one folder below this one and one line in the
+// registry of the root package; the suite in kindtest says what it must do.
+package kind
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Strategy is how a new version takes the place of the current one at the
+// target.
+type Strategy string
+
+const (
+	// Overlap: the target accepts the old and the new material side by side
+	// until the old one is retired.
+	Overlap Strategy = "overlap"
+	// Swap: the target knows one material; the new one replaces the old one at
+	// once.
+	Swap Strategy = "swap"
+)
+
+// Material is the secret content of one version of a role. It prints as a
+// fixed text, whatever the verb, so that it cannot reach a log or an error by
+// accident; only its JSON form, which goes into Vault's encrypted storage,
+// holds the secret.
+type Material struct {
+	Username string `json:"username,omitempty"`
+	Secret   string `json:"secret"`
+}
+
+const redacted = "(secret)"
+
+// Format implements fmt.Formatter for every verb, %#v included.
+func (m Material) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
+
+// Same reports whether m and other are the same credential. Versions are
+// compared by what they hold, never by number: a rolled back rotation serves
+// old material under a new number.
+func (m Material) Same(other Material) bool {
+	return m.Username == other.Username && m.Secret == other.Secret
+}
+
+// Zero reports whether m holds nothing.
+func (m Material) Zero() bool { return m.Secret == "" && m.Username == "" }
+
+// Spec is the part of a role that its kind interprets.
+type Spec struct {
+	Role           string   `json:"-"`
+	Username       string   `json:"username,omitempty"`
+	Strategy       Strategy `json:"strategy,omitempty"`
+	PasswordPolicy string   `json:"password_policy,omitempty"`
+	Length         int      `json:"length,omitempty"`   // characters of the generated secret
+	Encoding       string   `json:"encoding,omitempty"` // alphabet of an api-key
+	Prefix         string   `json:"prefix,omitempty"`   // of an api-key
+	PreviousField  string   `json:"previous_field,omitempty"`
+}
+
+// Source makes randomness into passwords. Vault's password policies are read
+// through it, so kinds need no Vault.
+type Source interface {
+	io.Reader
+	FromPolicy(ctx context.Context, policy string) (string, error)
+}
+
+// Kind is one sort of secret.
+type Kind interface {
+	// Name is the word users type: "redis", "api-key".
+	Name() string
+	// ConnectionType is the type of connection that roles of this kind need,
+	// or "" where no server has to be told about a rotation.
+	ConnectionType() string
+	// Fields names the role fields that this kind understands, beyond those
+	// that every role has.
+	Fields() []string
+	// Complete fills defaults into spec and refuses what the kind cannot do
+	// with one sentence that names the field, what was given and what is
+	// allowed.
+	Complete(spec *Spec) error
+	// CheckInitial refuses a secret that an existing role cannot be adopted
+	// with.
+	CheckInitial(spec Spec, secret string) error
+	// Generate makes new material. It talks to nobody but source.
+	Generate(ctx context.Context, spec Spec, source Source) (Material, error)
+}
+
+// Target is a server (or a set of servers that hold the same users) that
+// accepts or refuses material. Every method takes a list, because many users
+// of one server should share connections, round trips and the cost of making a
+// change durable, and answers in the order of the list. The context of a call
+// has a deadline: nothing that a call sends may be sent after it.
+//
+// A Target is used by several goroutines at once, never for the same user.
+type Target interface {
+	// Preflight changes nothing. It says for each user whether a rotation could
+	// succeed: admin login and privileges, the user as it stands, whether each
+	// node can make a change survive its restart.
+	Preflight(ctx context.Context, users []User) []Finding
+	// Probe changes nothing. It asks every known node, by a fresh login for each
+	// material, what it accepts.
+	Probe(ctx context.Context, questions []Question) []Answer
+	// Change makes every known node that can be reached accept and refuse what
+	// is asked, durably. It is idempotent. It says per node what happened; a
+	// node that was not asked or did not answer in time has an error of
+	// class Unavailable, and its change may or may not have happened.
+	Change(ctx context.Context, changes []Change) []Outcome
+}
+
+// User names whom a call is about.
+type User struct {
+	Role     string
+	Username string
+	// Known are nodes that held this user when it was last proven, as the
+	// Target named them. A node that discovery no longer finds, but cannot
+	// show to have left, still counts.
+	Known []string
+}
+
+// Finding is what Preflight found for one user.
+type Finding struct {
+	// Err, when set, is why no answer could be had at all.
+	Err error
+	// Problems are definite reasons against a rotation, each a sentence that
+	// says what to do.
+	Problems []string
+	// Notes are worth telling and no reason to stop.
+	Notes []string
+	// Nodes are the nodes that hold the user.
+	Nodes []NodeError
+	// HasCredential reports that the user can be logged in to with some
+	// password now: its role may not be created without saying which.
+	HasCredential bool
+}
+
+// NodeError is a node, and why it could not be asked (nil when it could).
+type NodeError struct {
+	Node string
+	Err  error
+}
+
+// Question asks which of Materials the nodes accept for a user.
+type Question struct {
+	User
+	Materials []Material
+}
+
+// Answer is what the nodes said to a Question.
+type Answer struct {
+	// Err, when set, is why no node could be asked at all (discovery failed).
+	Err   error
+	Nodes []NodeAnswer
+}
+
+// NodeAnswer is what one node said.
+type NodeAnswer struct {
+	Node string
+	// Err, when set, is why this node could not be asked; the rest is void then.
+	Err error
+	// Accepts answers Question.Materials in order: proven by a fresh login.
+	Accepts []bool
+	// Extra counts credentials that the node accepts for the user and that are
+	// none of Question.Materials; -1 when it accepts any.
+	Extra int
+	// Problem, when not empty, is a sentence about why an accepted material is
+	// not good enough at this node (a replication link that cannot log in, a
+	// login that proves nothing).
+	Problem string
+}
+
+// Change is what nodes are asked to do for a user.
+type Change struct {
+	User
+	// Accept is accepted afterwards.
+	Accept []Material
+	// Refuse is refused afterwards.
+	Refuse []Material
+	// Exclusive refuses everything that is not in Accept.
+	Exclusive bool
+	// Lead is what the nodes themselves use where they log in to each other as
+	// this user (replication).
+	Lead Material
+}
+
+// Outcome is what became of a Change.
+type Outcome struct {
+	// Err, when set, is why no node was asked at all.
+	Err   error
+	Nodes []NodeError
+}
+
+// Class tells the engine what an error means for a rotation.
+type Class int
+
+const (
+	// Unavailable: unreachable, timed out, forbidden for now, overloaded, or of
+	// unknown outcome. Waiting may help.
+	Unavailable Class = iota
+	// Definite: the target answered, and the answer will not change by itself.
+	Definite
+)
+
+// Error is an error with its class. Its text holds no secret.
+type Error struct {
+	Class Class
+	Err   error
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Definitely makes an error that waiting does not mend.
+func Definitely(format string, args ...any) error {
+	return &Error{Class: Definite, Err: fmt.Errorf(format, args...)}
+}
+
+// IsDefinite reports whether err is known not to go away by itself. Unknown
+// errors are not definite: a wrong guess in that direction only waits.
+func IsDefinite(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Class == Definite
+}
+
+// CallTimeout bounds one call of a Target, and so how long a change may still
+// land after the worker that asked for it has died.
+const CallTimeout = 10 * time.Second
