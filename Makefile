@@ -1,0 +1,90 @@
+# Every target needs Go, git and make, and apt where a Debian package is missing.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+MODULE := github.com/harmonyflow/vault-plugin-secrets-harmonyflow
+PLUGIN := vault-plugin-secrets-harmonyflow
+# Vault takes only semantic versions: the tag that is checked out, or this.
+VERSION ?= $(or $(shell git describe --tags --exact-match --match 'v[0-9]*' 2>/dev/null),v0.1.0-dev)
+LDFLAGS := -s -w -X $(MODULE)/backend/buildinfo.Version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
+PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
+
+GOLANGCI_LINT_VERSION := v2.15.0
+GOVULNCHECK_VERSION := v1.9.0
+
+# What tests start: Redis itself, and a C compiler for the race detector.
+TEST_PACKAGES := redis-server gcc libc6-dev=/usr/include/stdlib.h
+TEST_TIMEOUT ?= 30m
+TESTFLAGS ?=
+FUZZTIME ?= 30s
+
+.PHONY: help
+help: ## show this
+	@echo "usage: make TARGET"; echo; \
+	grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
+	while IFS=$$'\t' read -r target what; do printf '  %-8s %s\n' "$$target" "$$what"; done
+
+.PHONY: demo
+demo: ## watch a real Vault rotate a real Redis, in about a minute
+	@scripts/ensure-packages.sh redis-server || true
+	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && go run ./scripts/demo
+
+.PHONY: dev
+dev: ## the same servers, left running to play with
+	@scripts/ensure-packages.sh redis-server || true
+	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && go run ./scripts/demo -dev
+
+.PHONY: test
+test: test-needs ## all tests: unit, fault injection, real Redis, real Vault
+	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
+	CGO_ENABLED=1 go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./...
+
+.PHONY: e2e
+e2e: test-needs ## only the scripted scenarios of test/e2e/testdata (RUN=name for one)
+	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
+	CGO_ENABLED=1 go test -race -count=1 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -run 'TestScripts/$(RUN)' ./test/e2e
+
+.PHONY: test-needs
+test-needs:
+	@scripts/ensure-packages.sh $(TEST_PACKAGES)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ {f[++n]=$$1} /^ok/ {for (i=1;i<=n;i++) print $$2, f[i]; n=0}' | \
+	while read -r package target; do go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null; done
+
+.PHONY: model
+model: ## check the state machine with spin
+	@scripts/ensure-packages.sh spin gcc libc6-dev=/usr/include/stdlib.h
+	@docs/model/check.sh
+
+.PHONY: lint
+lint: ## go vet, golangci-lint (gofumpt included), govulncheck
+	go vet ./...
+	@lint=$$(scripts/ensure-tool.sh github.com/golangci/golangci-lint/v2/cmd/golangci-lint $(GOLANGCI_LINT_VERSION)) && \
+	echo golangci-lint run && "$$lint" run
+	@scripts/vulncheck.sh $(GOVULNCHECK_VERSION)
+
+.PHONY: fmt
+fmt: ## gofumpt and import order
+	@lint=$$(scripts/ensure-tool.sh github.com/golangci/golangci-lint/v2/cmd/golangci-lint $(GOLANGCI_LINT_VERSION)) && "$$lint" fmt
+
+.PHONY: plugin
+plugin: ## the plugin for this machine, into bin/
+	$(GOBUILD) -o bin/$(PLUGIN) ./cmd/$(PLUGIN)
+
+.PHONY: build
+build: ## the plugin for linux and darwin on amd64 and arm64, into dist/, with SHA256SUMS
+	@rm -rf dist && mkdir -p dist
+	@for platform in $(PLATFORMS); do \
+		out=dist/$(PLUGIN)_$(VERSION)_$${platform/\//_}; echo "$$out"; \
+		GOOS=$${platform%/*} GOARCH=$${platform#*/} $(GOBUILD) -o "$$out" ./cmd/$(PLUGIN); \
+	done
+	@cd dist && if command -v sha256sum >/dev/null; then sha256sum *_*_*; else shasum -a 256 *_*_*; fi >SHA256SUMS
+
+.PHONY: clean
+clean: ## remove bin/ and dist/ (the builds in the user's cache stay)
+	rm -rf bin dist

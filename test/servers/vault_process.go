@@ -1,0 +1,158 @@
+package servers
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// childProcess is a process that ends with this one.
+type childProcess struct {
+	command *exec.Cmd
+	done    chan struct{} // closed when it has ended and was waited for
+}
+
+// startChild starts command so that it dies when this process does.
+func startChild(command *exec.Cmd) (*childProcess, error) {
+	command.SysProcAttr = dieWithParent()
+	p := &childProcess{command: command, done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// The parent-death signal is sent when the thread that started the
+		// child ends, so that thread must live as long (go.dev/issue/27505).
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := command.Start()
+		started <- err
+		if err == nil {
+			_ = command.Wait() // how it ended is in its log
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *childProcess) pid() int { return p.command.Process.Pid }
+
+// kill ends the process as a crash does and returns when it is gone.
+func (p *childProcess) kill() error {
+	if err := p.command.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-p.done
+	return nil
+}
+
+// terminate asks the process to end, and kills it when it takes too long.
+func (p *childProcess) terminate(patience time.Duration) error {
+	if err := p.command.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(patience):
+		return p.kill()
+	}
+}
+
+type processInfo struct{ pid, parent int }
+
+// processesOf lists the processes that run the program at path. It reads
+// /proc; elsewhere it finds none.
+func processesOf(path string) ([]processInfo, error) {
+	links, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		return nil, err
+	}
+	var found []processInfo
+	for _, link := range links {
+		program, err := os.Readlink(link)
+		if err != nil || strings.TrimSuffix(program, " (deleted)") != path {
+			continue // gone, somebody else's, or another program
+		}
+		folder := filepath.Dir(link)
+		pid, err := strconv.Atoi(filepath.Base(folder))
+		if err != nil {
+			return nil, err
+		}
+		state, parent, err := processStat(folder)
+		if err == nil && state != "Z" {
+			found = append(found, processInfo{pid: pid, parent: parent})
+		}
+	}
+	return found, nil
+}
+
+// processStat reads fields 3 and 4 of proc(5)'s stat. The name before them is
+// in parentheses and may hold anything.
+func processStat(folder string) (state string, parent int, err error) {
+	stat, err := os.ReadFile(filepath.Join(folder, "stat"))
+	if err != nil {
+		return "", 0, err
+	}
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(fields) < 2 {
+		return "", 0, fmt.Errorf("%s/stat has no parent: %q", folder, stat)
+	}
+	parent, err = strconv.Atoi(fields[1])
+	return fields[0], parent, err
+}
+
+// killAll sends SIGKILL to processes, which need not be our children, and
+// returns when they are gone or wait to be reaped.
+func killAll(pids []int) error {
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("killing process %d: %w", pid, err)
+		}
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for _, pid := range pids {
+		for {
+			state, _, err := processStat(fmt.Sprintf("/proc/%d", pid))
+			if err != nil || state == "Z" || state == "X" {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("process %d is still there 10 s after SIGKILL", pid)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// vaultPort finds a port that is free now together with the next one. It looks
+// below the range from which systems take ports for outgoing connections, so
+// that a killed Vault finds its ports free when it returns.
+func vaultPort() (int, error) {
+	for range 200 {
+		port := 20000 + 2*rand.IntN(6000)
+		if portFree(port) && portFree(port+1) {
+			return port, nil
+		}
+	}
+	return 0, errors.New("found no two free ports between 20000 and 32000")
+}
+
+func portFree(port int) bool {
+	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return false
+	}
+	listener.Close()
+	return true
+}
