@@ -145,15 +145,6 @@ const star = 1 << 63
 
 func (c cron) daysAreJoinedByOr() bool { return c.Dom&star == 0 && c.Dow&star == 0 }
 
-// firesOn is about a day in a month that fires.
-func (c cron) firesOn(dayOfMonth, weekday int) bool {
-	dom, dow := c.Dom&(1<<dayOfMonth) != 0, c.Dow&(1<<weekday) != 0
-	if c.daysAreJoinedByOr() {
-		return dom || dow
-	}
-	return dom && dow
-}
-
 // smallestGap is exact: every day that fires does so at the same minutes, so it
 // is the smallest gap within a day, or the one over the fewest days. It is 0 for
 // a cron that never fires.
@@ -213,21 +204,34 @@ func (c cron) daysBetween() int {
 }
 
 // days are the days of one cycle that fire, counted from 1 January 2000, a
-// Saturday. Months that never fire are stepped over, and weekdays are counted:
-// with the rarest cron this takes a fraction of a millisecond.
+// Saturday.
 func (c cron) days() iter.Seq[int] {
 	return func(yield func(int) bool) {
 		begin := 0
 		for i := range 400 * 12 {
 			year, month := 2000+i/12, time.Month(i%12+1)
 			length := time.Date(year, month+1, 0, 0, 0, 0, 0, time.UTC).Day()
-			for dom := 1; dom <= length && c.Month&(1<<month) != 0; dom++ {
-				day := begin + dom - 1
-				if c.firesOn(dom, (day+int(time.Saturday))%7) && !yield(day) {
+			firing := c.daysOf(month, length, (begin+int(time.Saturday))%7)
+			for ; firing != 0; firing &= firing - 1 { // clears the lowest bit
+				if !yield(begin + bits.TrailingZeros64(firing) - 1) {
 					return
 				}
 			}
 			begin += length
 		}
 	}
+}
+
+// daysOf has bit n set when the n-th of a month fires that begins on a weekday.
+func (c cron) daysOf(month time.Month, length, weekday int) uint64 {
+	if c.Month&(1<<month) == 0 {
+		return 0
+	}
+	const sixTimes = 1 | 1<<7 | 1<<14 | 1<<21 | 1<<28 | 1<<35
+	weeks := (c.Dow & 0x7f) * sixTimes >> weekday << 1
+	firing := c.Dom & weeks
+	if c.daysAreJoinedByOr() {
+		firing = c.Dom | weeks
+	}
+	return firing & (1<<(length+1) - 2)
 }
