@@ -1,0 +1,742 @@
+package rotation
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// Limits of the state machine.
+const (
+	// Skew is how much later than an attempt's deadline its call may land, by
+	// the clock of another node.
+	Skew = 3 * time.Second
+	// preflightTimeout and credentialTimeout bound how long a target may be
+	// unavailable before a rotation fails, or goes back.
+	preflightTimeout  = 20 * time.Second
+	credentialTimeout = 2 * time.Minute
+	// maxCalls is how often a target that says a change was made, and then
+	// shows that it was not, is asked again.
+	maxCalls = 3
+	// settleTries is after how many failed tries a caller is told to read the
+	// rotation later; rollbackAlarm is after how many a way back is an alarm.
+	settleTries   = 4
+	rollbackAlarm = 5
+)
+
+// act is what the engine does next for a role.
+type act int
+
+const (
+	nothing act = iota
+	wait
+	inspect  // Preflight and Probe
+	generate // new material
+	call     // Change; its attempt is stored
+	probe    // Probe
+	store    // Put the next state
+	finish   // the run has ended: store the outcome
+)
+
+// step is a decision.
+type step struct {
+	act    act
+	until  time.Time       // wait
+	goal   goal            // call, probe
+	next   *Role           // store, finish
+	permit bool            // store: the attempt in next may be used once it is stored
+	ended  *Run            // finish: the run that ended
+	state  State           // finish
+	ask    []kind.Material // inspect, probe
+}
+
+// facts are what this worker has seen of a role's target since it read the
+// role's entry. They are never stored: whoever comes next asks again.
+type facts struct {
+	finding *kind.Finding
+	answer  *kind.Answer
+	asked   []kind.Material
+	outcome *kind.Outcome
+	permit  bool // the stored attempt is this worker's own and not used yet
+}
+
+// landed reports whether the call of this worker has come back from every
+// node, so that nothing of it can still happen.
+func (f *facts) landed() bool {
+	if f.outcome == nil || f.outcome.Err != nil && !kind.IsDefinite(f.outcome.Err) {
+		return false
+	}
+	return !slices.ContainsFunc(f.outcome.Nodes, func(n kind.NodeError) bool {
+		return n.Err != nil && !kind.IsDefinite(n.Err)
+	})
+}
+
+// goal is a state of the target that a phase wants.
+type goal struct {
+	call      string
+	accept    []kind.Material
+	refuse    []kind.Material
+	exclusive bool
+	lead      kind.Material
+	// patient goals are retried for ever: half of them is no place to stop.
+	patient bool
+}
+
+func (g goal) change(u kind.User) kind.Change {
+	return kind.Change{User: u, Accept: g.accept, Refuse: g.refuse, Exclusive: g.exclusive, Lead: g.lead}
+}
+
+func (g goal) ask() []kind.Material { return append(slices.Clone(g.accept), g.refuse...) }
+
+// decider decides for one role at one moment. It does no I/O and reads no
+// clock: state and facts in, a step out.
+type decider struct {
+	role   *Role
+	facts  *facts
+	now    time.Time
+	config Config
+	// targetless kinds have no server to ask.
+	targetless bool
+	// generation is that of the connection; nodes remembered from another one are
+	// forgotten.
+	generation int
+	// pause is how long to wait before try n, jitter included.
+	pause func(n int) time.Duration
+}
+
+func (d *decider) decide() step {
+	run := d.role.Run
+	if run == nil {
+		return step{}
+	}
+	// A change that was sent by somebody who did not come back may still land:
+	// neither ask nor change anything before it no longer can.
+	if run.Attempt != nil && !d.facts.permit && !d.facts.landed() {
+		if t := run.Attempt.Deadline.Add(Skew); d.now.Before(t) {
+			return step{act: wait, until: t}
+		}
+	}
+	if d.now.Before(run.RetryAt) {
+		return step{act: wait, until: run.RetryAt}
+	}
+	if run.Back {
+		return d.undo()
+	}
+	switch run.Phase {
+	case Preflight:
+		return d.preflight()
+	case Generate:
+		if run.Recall != "" {
+			return d.event(recall, run.Recall)
+		}
+		return step{act: generate}
+	case Apply, Test:
+		return d.apply()
+	case Grace:
+		return d.grace()
+	case Retire:
+		return d.retire()
+	}
+	return step{}
+}
+
+// preflight: nothing has happened yet, and nothing is changed here.
+func (d *decider) preflight() step {
+	run := d.role.Run
+	switch {
+	case run.Recall != "":
+		return d.event(recall, run.Recall)
+	case d.targetless:
+		return d.event(done, "")
+	case d.facts.finding == nil:
+		return step{act: inspect, ask: d.role.All()}
+	}
+	if err := d.unavailable(); err != nil {
+		return d.retry(err, bad)
+	}
+	if problem := d.problem(); problem != "" {
+		return d.event(bad, problem)
+	}
+	return d.event(done, "")
+}
+
+// unavailable says why preflight has no complete answer.
+func (d *decider) unavailable() error {
+	finding, answer := d.facts.finding, d.facts.answer
+	for _, err := range []error{finding.Err, answer.Err} {
+		if err != nil && !kind.IsDefinite(err) {
+			return err
+		}
+	}
+	down := map[string]error{}
+	up := false
+	for _, n := range finding.Nodes {
+		if n.Err != nil {
+			down[n.Node] = n.Err
+		}
+	}
+	for _, n := range answer.Nodes {
+		if n.Err != nil {
+			down[n.Node] = n.Err
+		} else {
+			up = true
+		}
+	}
+	if len(down) == 0 || d.role.AllowPartial && up {
+		return nil
+	}
+	return downError(down)
+}
+
+func downError(down map[string]error) error {
+	nodes := make([]string, 0, len(down))
+	for n, err := range down {
+		nodes = append(nodes, fmt.Sprintf("%s (%v)", n, err))
+	}
+	slices.Sort(nodes)
+	return fmt.Errorf("no answer from %s; a rotation needs every known node, or allow_partial=true on the role",
+		strings.Join(nodes, ", "))
+}
+
+// problem is a definite reason against the rotation, or "".
+func (d *decider) problem() string {
+	finding, answer, run := d.facts.finding, d.facts.answer, d.role.Run
+	for _, err := range []error{finding.Err, answer.Err} {
+		if err != nil {
+			return err.Error()
+		}
+	}
+	if len(finding.Problems) > 0 {
+		return strings.Join(finding.Problems, "; ")
+	}
+	if run.Trigger == Reconcile {
+		return ""
+	}
+	current := d.role.With(version.Current)
+	if run.Adopted {
+		current = d.role.With(version.Pending)
+	}
+	if current == nil && finding.HasCredential && !run.Overwrite {
+		return fmt.Sprintf("user %q has a password already; give it as initial_password to adopt it, "+
+			"or set overwrite_existing=true to replace it", d.role.Spec.Username)
+	}
+	for _, n := range answer.Nodes {
+		if n.Err != nil || run.Overwrite {
+			continue
+		}
+		if problem := d.nodeProblem(n, current); problem != "" {
+			return problem
+		}
+	}
+	return ""
+}
+
+func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) string {
+	user := d.role.Spec.Username
+	if current != nil {
+		if i := slices.IndexFunc(d.facts.asked, current.Material.Same); i < 0 || !n.Accepts[i] {
+			if d.role.Run.Adopted {
+				return fmt.Sprintf("node %s refuses the initial_password of user %q", n.Node, user)
+			}
+			return fmt.Sprintf("node %s refuses the current version (%d) of user %q; run reconcile/%s/%s",
+				n.Node, current.Number, user, d.role.Kind, d.role.Name)
+		}
+	}
+	if n.Extra != 0 && current != nil {
+		if d.role.Run.Adopted {
+			return fmt.Sprintf("node %s accepts further passwords for user %q besides initial_password; "+
+				"remove them, or set overwrite_existing=true", n.Node, user)
+		}
+		return fmt.Sprintf("node %s accepts passwords for user %q that this engine does not know; "+
+			"remove them, or run reconcile/%s/%s, which leaves only the current version",
+			n.Node, user, d.role.Kind, d.role.Name)
+	}
+	return ""
+}
+
+// apply: pending is stored; the target may or may not accept it.
+func (d *decider) apply() step {
+	run := d.role.Run
+	switch {
+	case run.Doomed != "":
+		return d.event(bad, run.Doomed)
+	case run.Recall != "" && !d.facts.permit:
+		return d.event(recall, run.Recall)
+	case d.targetless:
+		return d.promote(nil)
+	}
+	return d.pursue(d.applyGoal(), d.promote)
+}
+
+func (d *decider) applyGoal() goal {
+	r := d.role
+	g := goal{call: string(Apply)}
+	if r.Run.Trigger == Reconcile {
+		return d.onlyCurrent(g)
+	}
+	pending := r.With(version.Pending)
+	g.accept, g.lead = []kind.Material{pending.Material}, pending.Material
+	current := r.With(version.Current)
+	switch {
+	case r.Spec.Strategy == kind.Swap:
+		g.exclusive = true
+	case current != nil && !current.Material.Same(pending.Material):
+		g.accept = append(g.accept, current.Material)
+	}
+	return g
+}
+
+// onlyCurrent makes g refuse everything but what is served.
+func (d *decider) onlyCurrent(g goal) goal {
+	current := d.role.With(version.Current).Material
+	g.accept, g.lead, g.exclusive = []kind.Material{current}, current, true
+	g.refuse = slices.DeleteFunc(d.role.All(), current.Same)
+	return g
+}
+
+// promote is reached when a fresh login at every node has proven the goal of
+// apply. For a reconcile that is the end.
+func (d *decider) promote(v *verdict) step {
+	if d.role.Run.Trigger == Reconcile {
+		return d.end(Completed, v)
+	}
+	next := d.role.clone()
+	d.learn(next, v)
+	next.advance(done, d.now) // apply → test
+	next.advance(done, d.now) // test → promote
+	next.Promote(d.now)
+	next.LastRotation = d.now
+	next.Next = schedule.Next(next.Schedule, d.now)
+	run := next.Run
+	run.Promoted = true
+	run.rest()
+	next.advance(done, d.now) // promote → grace
+	if grace := next.Grace(d.config); graceful(next.Spec.Strategy, run.Trigger) && grace > 0 {
+		run.GraceUntil = d.now.Add(grace)
+		return step{act: store, next: next}
+	}
+	return d.startRetire(next)
+}
+
+// grace: both are accepted, and anything can still be taken back.
+func (d *decider) grace() step {
+	run := d.role.Run
+	switch {
+	case run.Recall != "":
+		return d.promoteBack()
+	case run.Reapply && !d.targetless:
+		return d.reapply()
+	case run.RetireNow || !d.now.Before(run.GraceUntil):
+		return d.startRetire(d.role.clone())
+	}
+	return step{act: wait, until: run.GraceUntil}
+}
+
+// reapply restores what the target should accept during grace.
+func (d *decider) reapply() step {
+	r := d.role
+	g := goal{call: string(Reconcile), exclusive: true, patient: true}
+	g.lead = r.With(version.Current).Material
+	g.accept = []kind.Material{g.lead}
+	if p := r.With(version.Previous); p != nil {
+		g.accept = append(g.accept, p.Material)
+	}
+	return d.pursue(g, func(v *verdict) step {
+		next := r.clone()
+		d.learn(next, v)
+		next.Run.Reapply = false
+		next.Run.rest()
+		next.mark(d.now, "reconciled during grace")
+		return step{act: store, next: next}
+	})
+}
+
+func (d *decider) startRetire(next *Role) step {
+	next.advance(done, d.now) // grace → retire
+	next.Run.rest()
+	permit := false
+	if !d.targetless && next.Spec.Strategy != kind.Swap {
+		next.Run.Attempt = d.attempt(string(Retire))
+		permit = true
+	}
+	return step{act: store, next: next, permit: permit}
+}
+
+// retire: the point of no return is behind. Only current stays accepted.
+func (d *decider) retire() step {
+	if d.targetless {
+		return d.end(Completed, nil)
+	}
+	g := d.onlyCurrent(goal{call: string(Retire), patient: true})
+	return d.pursue(g, func(v *verdict) step { return d.end(Completed, v) })
+}
+
+// promoteBack serves the previous material again, under a new number. Both
+// stay accepted; what failed is refused after that, last of all.
+func (d *decider) promoteBack() step {
+	next := d.role.clone()
+	run := next.Run
+	reason := run.Recall
+	next.mark(d.now, "serving the previous material again: "+reason)
+	next.PromoteBack(run.Rotation, d.now)
+	next.LastRotation = d.now
+	next.advance(recall, d.now)
+	run.Error = reason
+	return d.startUndo(next)
+}
+
+func (d *decider) startUndo(next *Role) step {
+	next.Run.rest()
+	permit := false
+	if !d.targetless {
+		next.Run.Attempt = d.attempt("undo")
+		permit = true
+	}
+	return step{act: store, next: next, permit: permit}
+}
+
+// undo: the direction is stored. The target has to refuse what failed.
+func (d *decider) undo() step {
+	r := d.role
+	failing := r.Get(r.Run.To)
+	g := goal{call: "undo", patient: true}
+	if current := r.With(version.Current); current != nil {
+		g.accept, g.lead = []kind.Material{current.Material}, current.Material
+	}
+	harmless := failing == nil || r.Run.Adopted || r.Served(failing.Material)
+	if d.targetless || harmless {
+		return d.end(RolledBack, nil)
+	}
+	g.refuse = []kind.Material{failing.Material}
+	g.exclusive = r.Spec.Strategy == kind.Swap && len(g.accept) > 0
+	return d.pursue(g, func(v *verdict) step { return d.end(RolledBack, v) })
+}
+
+// pursue brings the target to a goal: an attempt is stored, the call made, and
+// the goal proven by probing. Whoever resumes starts with the probe.
+func (d *decider) pursue(g goal, met func(*verdict) step) step {
+	f := d.facts
+	switch {
+	case f.permit:
+		return step{act: call, goal: g}
+	case f.answer == nil:
+		return step{act: probe, goal: g, ask: g.ask()}
+	}
+	v := judge(*f.answer, f.asked, g, d.role.AllowPartial)
+	switch {
+	case v.met:
+		return met(v)
+	case f.outcome != nil: // asked just now, and still not so
+		return d.retry(d.refusal(v), bad)
+	case v.unmet == nil: // nobody to ask
+		return d.retry(v.unavailable, bad)
+	}
+	next := d.role.clone()
+	next.Run.Attempt = d.attempt(g.call)
+	return step{act: store, next: next, permit: true}
+}
+
+// refusal is the most telling reason why a call did not reach its goal.
+func (d *decider) refusal(v *verdict) error {
+	if err := d.facts.outcome.Err; err != nil {
+		return err
+	}
+	var first error
+	for _, n := range d.facts.outcome.Nodes {
+		if kind.IsDefinite(n.Err) {
+			return n.Err
+		}
+		if first == nil {
+			first = n.Err
+		}
+	}
+	for _, err := range []error{first, v.unmet, v.unavailable} {
+		if err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("the target did not do what it was asked to do")
+}
+
+// retry stores why the goal was not reached, and when to try again; or gives
+// up with event on, where giving up is allowed.
+func (d *decider) retry(err error, on event) step {
+	run := d.role.Run
+	patient := run.Back || run.Phase == Retire || run.Phase == Grace
+	if !patient {
+		expired := !run.Deadline.IsZero() && !d.now.Before(run.Deadline)
+		exhausted := d.facts.landed() && run.Tries+1 >= maxCalls
+		if kind.IsDefinite(err) || expired || exhausted {
+			if d.facts.outcome == nil || d.facts.landed() {
+				return d.event(on, err.Error())
+			}
+			return d.doom(err)
+		}
+	}
+	next := d.role.clone()
+	r := next.Run
+	r.Tries++
+	r.Error = err.Error()
+	r.RetryAt = d.now.Add(d.pause(r.Tries))
+	if d.facts.landed() {
+		r.Attempt = nil
+	}
+	next.mark(d.now, fmt.Sprintf("%s: waiting: %s", r.Phase, r.Error))
+	return step{act: store, next: next}
+}
+
+// doom stores that the rotation gives up, as soon as nothing that was sent can
+// still happen: part of a call has an unknown outcome.
+func (d *decider) doom(err error) step {
+	next := d.role.clone()
+	next.Run.Doomed = err.Error()
+	next.Run.Error = err.Error()
+	next.mark(d.now, fmt.Sprintf("%s: giving up: %s", next.Run.Phase, err))
+	return step{act: store, next: next}
+}
+
+// event follows the transition table out of the current phase.
+func (d *decider) event(on event, reason string) step {
+	run := d.role.Run
+	l, ok := follow(run.Trigger, run.Phase, run.Back, on)
+	if !ok {
+		return d.retry(fmt.Errorf("%s", reason), on)
+	}
+	next := d.role.clone()
+	next.Run.Error = reason
+	switch {
+	case l.End != "":
+		return d.endAs(next, l.End, nil)
+	case l.ToBack:
+		next.mark(d.now, fmt.Sprintf("%s: rolling back: %s", run.Phase, reason))
+		next.advance(on, d.now)
+		next.Discard(false, d.now)
+		return d.startUndo(next)
+	}
+	next.advance(on, d.now)
+	next.Run.rest()
+	if next.Run.Phase == Generate && (run.Adopted || run.Trigger == Reconcile) {
+		next.advance(done, d.now) // there is nothing to generate
+	}
+	if next.Run.Phase == Apply {
+		next.Run.Deadline = d.now.Add(credentialTimeout)
+	}
+	if d.facts.finding != nil {
+		d.remember(next, d.facts.answer.Nodes)
+		next.Run.Adopted = run.Adopted && d.acceptedEverywhere(next.With(version.Pending))
+	}
+	return step{act: store, next: next}
+}
+
+func (d *decider) acceptedEverywhere(v *version.Version) bool {
+	i := slices.IndexFunc(d.facts.asked, v.Material.Same)
+	return i >= 0 && !slices.ContainsFunc(d.facts.answer.Nodes, func(n kind.NodeAnswer) bool {
+		return n.Err == nil && !n.Accepts[i]
+	})
+}
+
+func (d *decider) attempt(name string) *version.Attempt {
+	return &version.Attempt{Call: name, Deadline: d.now.Add(kind.CallTimeout)}
+}
+
+// rest clears what belongs to the phase that was left.
+func (run *Run) rest() {
+	run.Attempt, run.Tries, run.RetryAt = nil, 0, time.Time{}
+	if !run.Back {
+		run.Error = ""
+	}
+}
+
+// advance follows the transition table; the caller knows that the row exists.
+func (r *Role) advance(on event, now time.Time) {
+	l, ok := follow(r.Run.Trigger, r.Run.Phase, r.Run.Back, on)
+	if !ok {
+		panic(fmt.Sprintf("no transition from %s by %s", r.Run.Phase, on))
+	}
+	if l.End != "" {
+		return
+	}
+	r.Run.Phase = l.To
+	r.Run.Back = r.Run.Back || l.ToBack
+	r.Run.Deadline = time.Time{}
+	if !r.Run.Back {
+		r.mark(now, string(l.To))
+	}
+}
+
+// learn keeps what a verdict showed about nodes.
+func (d *decider) learn(next *Role, v *verdict) {
+	if v == nil {
+		return
+	}
+	d.remember(next, d.facts.answer.Nodes)
+	next.Run.Missed = v.missed
+	if len(v.missed) > 0 {
+		next.mark(d.now, "passed over: "+strings.Join(v.missed, ", "))
+	}
+}
+
+func (d *decider) remember(next *Role, nodes []kind.NodeAnswer) {
+	next.Nodes, next.NodesGeneration = nil, d.generation
+	for _, n := range nodes {
+		next.Nodes = append(next.Nodes, n.Node)
+	}
+	slices.Sort(next.Nodes)
+}
+
+// end is the end of the run, proven by v (nil where there is no target).
+func (d *decider) end(state State, v *verdict) step {
+	next := d.role.clone()
+	d.learn(next, v)
+	if v == nil || len(v.missed) == 0 {
+		d.conclude(next)
+		next.Drift = nil
+	} else {
+		next.Drift = &Drift{
+			Since:  d.now,
+			Reason: "nodes were passed over and may still accept old material",
+			Missed: v.missed,
+		}
+		next.Drift.RetryAt = d.now.Add(healBackoff(next, d.role.Drift))
+	}
+	return d.endAs(next, state, v)
+}
+
+// healBackoff spaces the tries to heal nodes that do not answer.
+func healBackoff(next *Role, before *Drift) time.Duration {
+	if before != nil && slices.Equal(before.Missed, next.Drift.Missed) {
+		next.Drift.Since, next.Drift.Tries = before.Since, before.Tries+1
+	}
+	return min(10*time.Minute, 15*time.Second<<min(next.Drift.Tries, 6))
+}
+
+// conclude records as refused what has been proven refused.
+func (d *decider) conclude(next *Role) {
+	if next.Run.Back {
+		if v := next.Get(next.Run.To); v != nil && !next.Run.Adopted {
+			next.MarkRefused(v.Material, d.now)
+			if v.Refused.IsZero() { // its material is served under another number
+				v.Refused = d.now
+			}
+		}
+		return
+	}
+	for _, m := range next.All() {
+		next.MarkRefused(m, d.now)
+	}
+}
+
+func (d *decider) endAs(next *Role, state State, v *verdict) step {
+	ended := next.Run
+	reason := ended.Error
+	if state == Completed {
+		reason = ""
+	}
+	next.mark(d.now, string(state))
+	ended = next.Run
+	next.Run = nil
+	next.LastRun = &Ending{
+		Rotation: ended.Rotation, Trigger: ended.Trigger, State: state, Error: reason, At: d.now,
+	}
+	if ended.Phase == Preflight && state == Failed && d.currentRefused() {
+		next.Drift = &Drift{Since: d.now, Reason: reason}
+	}
+	d.settleSchedule(next, ended, state, reason)
+	next.Prune(next.keep(d.config))
+	return step{act: finish, next: next, ended: ended, state: state}
+}
+
+func (d *decider) settleSchedule(next *Role, ended *Run, state State, reason string) {
+	switch {
+	case ended.Trigger == Reconcile:
+	case state == Completed:
+		next.Failures, next.RetryAt, next.Suspended = 0, time.Time{}, ""
+	case ended.Promoted:
+		next.Suspended = fmt.Sprintf("rotation %s was rolled back after promotion: %s", ended.Rotation, reason)
+	case ended.Trigger == Scheduled:
+		next.Failures++
+		next.RetryAt = d.now.Add(scheduleBackoff(next.Failures))
+	}
+}
+
+// currentRefused reports whether preflight saw a node that answers and refuses
+// what is served.
+func (d *decider) currentRefused() bool {
+	current := d.role.With(version.Current)
+	if current == nil || d.facts.answer == nil {
+		return false
+	}
+	i := slices.IndexFunc(d.facts.asked, current.Material.Same)
+	return i >= 0 && slices.ContainsFunc(d.facts.answer.Nodes, func(n kind.NodeAnswer) bool {
+		return n.Err == nil && !n.Accepts[i]
+	})
+}
+
+// scheduleBackoff spaces the tries of a slot that keeps failing: 1m, 2m, … 1h.
+func scheduleBackoff(failures int) time.Duration {
+	return min(time.Hour, time.Minute<<min(failures-1, 6))
+}
+
+// verdict is what an answer means for a goal.
+type verdict struct {
+	met         bool
+	missed      []string // nodes that could not be asked
+	unmet       error    // a node that answered, and shows something else
+	unavailable error
+}
+
+func judge(a kind.Answer, asked []kind.Material, g goal, allowPartial bool) *verdict {
+	v := &verdict{unavailable: a.Err}
+	down := map[string]error{}
+	for _, n := range a.Nodes {
+		if n.Err != nil {
+			down[n.Node] = n.Err
+			v.missed = append(v.missed, n.Node)
+			continue
+		}
+		if err := g.check(n, asked); err != nil && v.unmet == nil {
+			v.unmet = err
+		}
+	}
+	slices.Sort(v.missed)
+	if len(down) > 0 && v.unavailable == nil {
+		v.unavailable = downError(down)
+	}
+	if len(a.Nodes) == 0 && v.unavailable == nil {
+		v.unavailable = fmt.Errorf("the target named no node to prove anything at; check the connection's addresses")
+	}
+	reachable := len(a.Nodes) - len(v.missed)
+	complete := v.unavailable == nil || allowPartial && a.Err == nil && reachable > 0
+	v.met = v.unmet == nil && complete
+	return v
+}
+
+// check says what is missing for the goal at a node that answered.
+func (g goal) check(n kind.NodeAnswer, asked []kind.Material) error {
+	accepts := func(m kind.Material) bool {
+		i := slices.IndexFunc(asked, m.Same)
+		return i >= 0 && n.Accepts[i]
+	}
+	for _, m := range g.accept {
+		if !accepts(m) {
+			return fmt.Errorf("node %s refuses a login that it should accept", n.Node)
+		}
+	}
+	for _, m := range g.refuse {
+		if accepts(m) {
+			return fmt.Errorf("node %s accepts a login that it should refuse", n.Node)
+		}
+	}
+	if g.exclusive && n.Extra != 0 {
+		return fmt.Errorf("node %s accepts passwords that this engine does not know", n.Node)
+	}
+	if n.Problem != "" {
+		return fmt.Errorf("node %s: %s", n.Node, n.Problem)
+	}
+	return nil
+}

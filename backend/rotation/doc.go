@@ -1,0 +1,28 @@
+// Package rotation is the core: roles, their versions, and the state machine
+// that takes a role from one version to the next without losing a credential.
+//
+//	preflight → generate → apply → test → promote → grace → retire
+//	               └──────────┴── any failure before retire ──┴──→ rolling back
+//
+// Two facts are kept apart and never folded into one flag: which material a
+// target accepts, which is always probed and never only remembered, and which
+// version is served, which is the stage "current" in the role's entry.
+//
+// The rules that make it safe, each of which a test and docs/model try to break:
+//
+//   - One entry a role. Everything that changes together is in it (Role).
+//   - Intent before effect. New material is stored as pending, and an attempt
+//     with a deadline, before a target hears of either (decide.go).
+//   - A change that may still land is waited for before anything is asked or
+//     changed again (decider.decide).
+//   - After an error of a write, what is stored is read, not assumed (store in
+//     execute.go drops the job).
+//   - The direction is stored before the first step back, and never turns.
+//   - Material is forgotten only after every known node was seen to refuse it
+//     (version.Set.Prune).
+//
+// decide.go is the machine: state, facts and a clock in, one step out, no I/O.
+// phase.go is its transition table, as data. execute.go does the steps for many
+// roles at once; engine.go decides when; begin.go, operate.go and due.go are the
+// ways in. The package knows no target: it sees kind.Target.
+package rotation

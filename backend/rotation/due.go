@@ -1,0 +1,303 @@
+package rotation
+
+import (
+	"container/heap"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
+)
+
+// dueQueue is a cache of the due entries in storage. It holds the roles of the
+// hours that have begun and only the names of later hours, so that finding
+// what is due costs what is due, however many roles there are, and a look at the
+// clock with nothing due reads no storage.
+type dueQueue struct {
+	st *Store
+
+	mu     sync.Mutex
+	built  bool
+	at     map[string]*dueItem
+	heap   dueHeap
+	hours  map[time.Time]bool // later hours with entries
+	loaded time.Time          // entries before this are in the heap
+}
+
+type dueItem struct {
+	role  string
+	at    time.Time
+	index int
+}
+
+func newDueQueue(st *Store) *dueQueue {
+	return &dueQueue{st: st, at: map[string]*dueItem{}, hours: map[time.Time]bool{}}
+}
+
+// rebuild reads which hours have entries, and those of the hours that have
+// begun.
+func (q *dueQueue) rebuild(ctx context.Context) error {
+	hours, err := q.st.DueHours(ctx)
+	if err != nil {
+		return err
+	}
+	q.mu.Lock()
+	for _, h := range hours {
+		q.hours[h] = true
+	}
+	q.built = true
+	q.mu.Unlock()
+	return q.load(ctx, time.Now())
+}
+
+// load reads the entries of the hours that have begun by now.
+func (q *dueQueue) load(ctx context.Context, now time.Time) error {
+	q.mu.Lock()
+	var begun []time.Time
+	for h := range q.hours {
+		if !h.After(now) {
+			begun = append(begun, h)
+		}
+	}
+	q.mu.Unlock()
+	slices.SortFunc(begun, time.Time.Compare)
+	for _, h := range begun {
+		entries, err := q.st.DueIn(ctx, h)
+		if err != nil {
+			return err
+		}
+		q.mu.Lock()
+		for role, at := range entries {
+			if q.at[role] == nil { // what was noted meanwhile is newer
+				q.pushLocked(role, at)
+			}
+		}
+		delete(q.hours, h)
+		q.mu.Unlock()
+	}
+	q.mu.Lock()
+	q.loaded = hourOf(now).Add(time.Hour)
+	q.mu.Unlock()
+	return nil
+}
+
+func hourOf(t time.Time) time.Time { return t.UTC().Truncate(time.Hour) }
+
+// note records that role is to be looked at; zero: not any more.
+func (q *dueQueue) note(role string, at time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if old := q.at[role]; old != nil {
+		heap.Remove(&q.heap, old.index)
+		delete(q.at, role)
+	}
+	switch {
+	case at.IsZero():
+	case at.Before(q.loaded):
+		q.pushLocked(role, at)
+	default:
+		q.hours[hourOf(at)] = true
+	}
+}
+
+func (q *dueQueue) pushLocked(role string, at time.Time) {
+	item := &dueItem{role: role, at: at}
+	q.at[role] = item
+	heap.Push(&q.heap, item)
+}
+
+// next is when the queue has to be looked at: at the first role's time, or when
+// the next hour begins. ok is false before the queue was built.
+func (q *dueQueue) next() (at time.Time, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.built {
+		return time.Time{}, false
+	}
+	at = q.loaded
+	if len(q.heap) > 0 && q.heap[0].at.Before(at) {
+		at = q.heap[0].at
+	}
+	return at, true
+}
+
+// take removes and returns the roles that are due.
+func (q *dueQueue) take(ctx context.Context, now time.Time) (map[string]time.Time, error) {
+	q.mu.Lock()
+	stale := q.built && !now.Before(q.loaded)
+	q.mu.Unlock()
+	if stale {
+		if err := q.load(ctx, now); err != nil {
+			return nil, err
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	out := map[string]time.Time{}
+	for len(q.heap) > 0 && !q.heap[0].at.After(now) {
+		item := heap.Pop(&q.heap).(*dueItem)
+		delete(q.at, item.role)
+		out[item.role] = item.at
+	}
+	return out, nil
+}
+
+type dueHeap []*dueItem
+
+func (h dueHeap) Len() int           { return len(h) }
+func (h dueHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h dueHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+func (h *dueHeap) Push(x any) {
+	item := x.(*dueItem)
+	item.index = len(*h)
+	*h = append(*h, item)
+}
+
+func (h *dueHeap) Pop() any {
+	old := *h
+	item := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return item
+}
+
+// noteDue keeps the queue in step with a role that was just stored.
+func (e *Engine) noteDue(r *Role) {
+	e.due.note(r.Name, r.dueAt())
+	e.scheduleDue()
+}
+
+func (e *Engine) scheduleDue() {
+	at, ok := e.due.next()
+	if !ok {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.dueWake.IsZero() || at.Before(e.dueWake) {
+		e.dueWake = at
+		e.wakeLocked(laneSchedule, laneSchedule, at)
+		e.nudge()
+	}
+}
+
+// frozenPause is how often a frozen mount looks whether it still is.
+const frozenPause = time.Minute
+
+// runDue starts what is due.
+func (e *Engine) runDue() {
+	e.mu.Lock()
+	e.dueWake = time.Time{}
+	e.mu.Unlock()
+	defer e.scheduleDue()
+	ctx, cancel := context.WithTimeout(e.ctx, time.Minute)
+	defer cancel()
+	now := time.Now()
+	due, err := e.due.take(ctx, now)
+	if err != nil {
+		e.o.Logger.Warn("due rotations cannot be read; trying again", "error", err)
+		e.wake(laneSchedule, laneSchedule, now.Add(pause(3)))
+		return
+	}
+	if len(due) == 0 {
+		return
+	}
+	if err := e.startDue(ctx, due, now); err != nil {
+		e.o.Logger.Warn("due rotations cannot be started; trying again", "error", err)
+		for role := range due {
+			e.due.note(role, now.Add(pause(4)))
+		}
+	}
+}
+
+func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now time.Time) error {
+	names := make([]string, 0, len(due))
+	for name := range due {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	roles, err := e.st.Roles(ctx, names)
+	if err != nil {
+		return err
+	}
+	scheduled := map[string][]string{}
+	var heal []string
+	for i, r := range roles {
+		switch e.whatIsDue(ctx, r, names[i], due[names[i]], now) {
+		case Scheduled:
+			scheduled[r.Kind] = append(scheduled[r.Kind], r.Name)
+		case Reconcile:
+			heal = append(heal, r.Name)
+		}
+	}
+	for _, names := range scheduled {
+		if err := e.beginQuietly(ctx, Request{Trigger: Scheduled, Roles: names}); err != nil {
+			return err
+		}
+	}
+	return e.beginQuietly(ctx, Request{
+		Trigger: Reconcile, Roles: heal, Reason: "nodes that were passed over are tried again",
+	})
+}
+
+// beginQuietly starts what nobody waits for; roles that are busy or gone stay
+// due or are forgotten.
+func (e *Engine) beginQuietly(ctx context.Context, req Request) error {
+	if len(req.Roles) == 0 {
+		return nil
+	}
+	_, err := e.Begin(ctx, req)
+	if err != nil && !isRefusal(err) {
+		return err
+	}
+	return nil
+}
+
+// whatIsDue checks a due entry against its role, the authority.
+func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now time.Time) Trigger {
+	if r == nil || r.dueAt().IsZero() {
+		_ = e.st.DropDue(ctx, at, name)
+		return ""
+	}
+	if real := r.dueAt(); real.After(now) {
+		if dueKey(real, name) != dueKey(at, name) {
+			_ = e.st.DropDue(ctx, at, name)
+		}
+		e.due.note(name, real)
+		return ""
+	}
+	if r.Run != nil {
+		return "" // it stays due: the end of its run notes it again
+	}
+	if r.Drift != nil && len(r.Drift.Missed) > 0 && !r.Drift.RetryAt.After(now) {
+		return Reconcile
+	}
+	if e.Config().Freeze {
+		e.due.note(name, now.Add(frozenPause))
+		return ""
+	}
+	ok, moved := schedule.Due(r.Schedule, r.Next, now)
+	if ok {
+		return Scheduled
+	}
+	e.moveSlot(ctx, r, moved)
+	return ""
+}
+
+// moveSlot stores the next slot of a role whose window has passed.
+func (e *Engine) moveSlot(ctx context.Context, r *Role, to time.Time) {
+	err := e.change(ctx, r.Name, func(r *Role) error {
+		if to.After(r.Next) {
+			e.o.Logger.Warn("a rotation window has passed; waiting for the next one", "role", r.Name, "missed", r.Next, "next", to)
+			r.Next = to
+		}
+		return nil
+	})
+	if err != nil {
+		e.due.note(r.Name, time.Now().Add(pause(4)))
+	}
+}

@@ -1,0 +1,367 @@
+package rotation
+
+import (
+	"container/heap"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+)
+
+// Options is what an Engine needs from around it.
+type Options struct {
+	Storage logical.Storage
+	Logger  hclog.Logger
+	// Kind returns a kind by name; nil when there is none.
+	Kind func(name string) kind.Kind
+	// Target returns the target of a role's kind behind a connection. It is
+	// not called for kinds without a connection type.
+	Target func(kindName, connection string) kind.Target
+	// Generation returns how often a connection was written; see
+	// connection.Entry.Generation.
+	Generation func(ctx context.Context, connection string) (int, error)
+	Source     kind.Source
+	// Active reports whether this node may write and rotate: not on a standby,
+	// a secondary or a mount that is going away.
+	Active func() bool
+}
+
+// Engine moves rotations forward. It holds no truth: everything that matters is
+// in storage, and an Engine on the same storage goes on where another stopped.
+type Engine struct {
+	o     Options
+	st    *Store
+	locks *locks
+	due   *dueQueue
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	config atomic.Pointer[Config]
+	kick   chan struct{}
+
+	mu      sync.Mutex
+	started bool
+	lanes   map[string]*lane
+	queue   []*lane // lanes with something ready, in the order they became so
+	wakes   wakeHeap
+	busy    int       // workers at work
+	slow    int       // of those, on lanes whose target did not answer in time
+	dueWake time.Time // when the schedule is looked at next
+	tracks  map[string]*track
+}
+
+// Bounds on work under way. A connection may have two batches: a single
+// rotation need not wait for the five hundred before it.
+const (
+	maxBatch    = 500
+	laneWorkers = 2
+)
+
+// The engine's own lanes, whose work is on storage alone and never waits for a
+// target.
+const (
+	laneRecover   = "engine/recover"
+	laneSchedule  = "engine/schedule"
+	laneRotations = "engine/rotations"
+	laneRetention = "engine/retention"
+)
+
+// lane is work that shares a target: one that hangs holds up its own lane.
+type lane struct {
+	name   string
+	ready  []string
+	member map[string]bool
+	queued bool
+	active int
+	slow   bool
+}
+
+// New returns an Engine that does nothing until Start.
+func New(o Options) *Engine {
+	if o.Logger == nil {
+		o.Logger = hclog.NewNullLogger()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	st := NewStore(o.Storage)
+	return &Engine{
+		o: o, st: st, locks: newLocks(), due: newDueQueue(st),
+		ctx: ctx, cancel: cancel, kick: make(chan struct{}, 1),
+		lanes: map[string]*lane{}, tracks: map[string]*track{},
+	}
+}
+
+// Store gives read access to what the engine keeps.
+func (e *Engine) Store() *Store { return e.st }
+
+// Start lets the engine find what was interrupted and what is due. It returns
+// at once and may be called any number of times.
+func (e *Engine) Start() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.started || e.ctx.Err() != nil {
+		return
+	}
+	e.started = true
+	now := time.Now()
+	e.wakeLocked(laneRecover, laneRecover, now)
+	e.wakeLocked(laneRetention, laneRetention, now.Add(time.Minute))
+	e.wg.Add(1)
+	go e.loop()
+}
+
+// Stop ends all work and waits for it, at most until ctx ends. Calls under way
+// are abandoned; their attempts are stored, and whoever comes next waits for
+// them. It may be called any number of times, and before Start.
+func (e *Engine) Stop(ctx context.Context) error {
+	e.mu.Lock()
+	e.cancel()
+	e.mu.Unlock()
+	stopped := make(chan struct{})
+	go func() { e.wg.Wait(); close(stopped) }()
+	select {
+	case <-stopped:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("work was still under way when the backend had to stop: %w", ctx.Err())
+	}
+}
+
+// Tick is called by Vault once a minute: it starts what is not started and
+// looks at the clock. It never waits.
+func (e *Engine) Tick() {
+	if e.o.Active() {
+		e.Start()
+		e.nudge()
+	}
+}
+
+func (e *Engine) nudge() {
+	select {
+	case e.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (e *Engine) loop() {
+	defer e.wg.Done()
+	for {
+		var timer <-chan time.Time
+		if pause, ok := e.dispatch(); ok {
+			timer = time.After(pause)
+		}
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-e.kick:
+		case <-timer:
+		}
+	}
+}
+
+// dispatch hands what is ready to workers and returns how long until more is.
+func (e *Engine) dispatch() (time.Duration, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := time.Now()
+	for len(e.wakes) > 0 && !e.wakes[0].at.After(now) {
+		w := heap.Pop(&e.wakes).(*wake)
+		e.readyLocked(w.lane, w.name)
+	}
+	workers := e.Config().Workers
+	waiting := e.queue[:0:0]
+	for _, l := range e.queue {
+		for len(l.ready) > 0 && e.mayRun(l, workers) {
+			e.runLocked(l)
+		}
+		if l.queued = len(l.ready) > 0; l.queued {
+			waiting = append(waiting, l)
+		} else if l.active == 0 {
+			delete(e.lanes, l.name)
+		}
+	}
+	e.queue = waiting
+	if len(e.wakes) == 0 {
+		return 0, false
+	}
+	return max(0, e.wakes[0].at.Sub(now)), true
+}
+
+// mayRun bounds workers. Lanes whose target was slow the last time get at most
+// half of them, so that many bad targets cannot take all.
+func (e *Engine) mayRun(l *lane, workers int) bool {
+	if e.own(l.name) {
+		return l.active == 0
+	}
+	return l.active < laneWorkers && e.busy < workers && (!l.slow || e.slow < max(1, workers/2))
+}
+
+func (e *Engine) own(name string) bool {
+	switch name {
+	case laneRecover, laneSchedule, laneRotations, laneRetention:
+		return true
+	}
+	return false
+}
+
+func (e *Engine) readyLocked(name, item string) {
+	l := e.lanes[name]
+	if l == nil {
+		l = &lane{name: name, member: map[string]bool{}}
+		e.lanes[name] = l
+	}
+	if !l.member[item] {
+		l.member[item] = true
+		l.ready = append(l.ready, item)
+	}
+	if !l.queued {
+		l.queued = true
+		e.queue = append(e.queue, l)
+	}
+}
+
+func (e *Engine) runLocked(l *lane) {
+	n := min(maxBatch, len(l.ready))
+	items := l.ready[:n:n]
+	l.ready = l.ready[n:]
+	for _, item := range items {
+		delete(l.member, item)
+	}
+	wasSlow := l.slow
+	l.active++
+	if !e.own(l.name) {
+		e.busy++
+		if wasSlow {
+			e.slow++
+		}
+	}
+	e.wg.Add(1)
+	go func() {
+		defer e.wg.Done()
+		slow := e.work(l.name, items)
+		e.mu.Lock()
+		l.active--
+		l.slow = slow
+		if !e.own(l.name) {
+			e.busy--
+			if wasSlow {
+				e.slow--
+			}
+		}
+		if l.active == 0 && !l.queued {
+			delete(e.lanes, l.name)
+			if slow { // remembered until its next batch
+				e.lanes[l.name] = l
+			}
+		}
+		e.mu.Unlock()
+		e.nudge()
+	}()
+}
+
+// work runs one batch and reports whether its target was slow. A panic costs
+// the batch a pause, not the process: one process serves many mounts.
+func (e *Engine) work(name string, items []string) (slow bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			e.o.Logger.Error("a worker panicked; its work is tried again", "lane", name, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			for _, item := range items {
+				e.wake(name, item, time.Now().Add(time.Minute))
+			}
+		}
+	}()
+	if !e.o.Active() {
+		for _, item := range items {
+			e.wake(name, item, time.Now().Add(10*time.Second))
+		}
+		return false
+	}
+	switch name {
+	case laneRecover:
+		e.recover()
+	case laneSchedule:
+		e.runDue()
+	case laneRotations:
+		e.tend(items)
+	case laneRetention:
+		e.retain()
+	default:
+		began := time.Now()
+		e.advance(name, items)
+		return time.Since(began) > kind.CallTimeout/2
+	}
+	return false
+}
+
+// wake has item looked at in its lane at a time.
+func (e *Engine) wake(name, item string, at time.Time) {
+	e.mu.Lock()
+	e.wakeLocked(name, item, at)
+	e.mu.Unlock()
+	e.nudge()
+}
+
+func (e *Engine) wakeLocked(name, item string, at time.Time) {
+	heap.Push(&e.wakes, &wake{at: at, lane: name, name: item})
+}
+
+// pause is exponential with jitter: a second, two, four … a minute.
+func pause(n int) time.Duration {
+	d := min(time.Minute, time.Second<<min(max(n, 1)-1, 6))
+	return d/2 + rand.N(d/2+1)
+}
+
+type wake struct {
+	at   time.Time
+	lane string
+	name string
+}
+
+type wakeHeap []*wake
+
+func (h wakeHeap) Len() int           { return len(h) }
+func (h wakeHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h wakeHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *wakeHeap) Push(x any)        { *h = append(*h, x.(*wake)) }
+func (h *wakeHeap) Pop() any {
+	old := *h
+	w := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return w
+}
+
+// Config returns the mount's configuration as last read or written here.
+func (e *Engine) Config() Config {
+	if c := e.config.Load(); c != nil {
+		return *c
+	}
+	return DefaultConfig()
+}
+
+// LoadConfig reads the configuration from storage.
+func (e *Engine) LoadConfig(ctx context.Context) (Config, error) {
+	c, err := e.st.ConfigOf(ctx)
+	if err != nil {
+		return c, err
+	}
+	e.config.Store(&c)
+	return c, nil
+}
+
+// SetConfig stores the configuration.
+func (e *Engine) SetConfig(ctx context.Context, c Config) error {
+	if err := e.st.PutConfig(ctx, c); err != nil {
+		return err
+	}
+	e.config.Store(&c)
+	e.nudge()
+	return nil
+}

@@ -1,0 +1,123 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// Report is what a look at a role's target showed. Nothing was changed.
+type Report struct {
+	Role  *Role
+	Err   error // why a rotation could not succeed now
+	Notes []string
+	Nodes []NodeReport
+}
+
+// NodeReport is what one node showed.
+type NodeReport struct {
+	Node     string
+	Err      error
+	Accepted []int // version numbers
+	Unknown  int   // credentials that the engine does not know; -1: it accepts any
+	Problem  string
+}
+
+// Examine asks the targets of roles what a rotation would meet now.
+func (e *Engine) Examine(ctx context.Context, names []string) ([]Report, error) {
+	roles, err := e.st.Roles(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	for i, r := range roles {
+		if r == nil {
+			return nil, fmt.Errorf("role %q: %w", names[i], ErrNotFound)
+		}
+	}
+	return e.examine(ctx, roles)
+}
+
+// examine is preflight for roles that need not be stored, lane by lane.
+func (e *Engine) examine(ctx context.Context, roles []*Role) ([]Report, error) {
+	reports := make([]Report, len(roles))
+	lanes := map[string][]int{}
+	for i, r := range roles {
+		reports[i].Role = r
+		if !e.targetless(r) {
+			lanes[r.lane()] = append(lanes[r.lane()], i)
+		}
+	}
+	for _, members := range lanes {
+		if err := e.examineLane(ctx, members, reports); err != nil {
+			return nil, err
+		}
+	}
+	return reports, nil
+}
+
+func (e *Engine) examineLane(ctx context.Context, members []int, reports []Report) error {
+	first := reports[members[0]].Role
+	generation, err := e.o.Generation(ctx, first.Connection)
+	if err != nil {
+		return err
+	}
+	users := make([]kind.User, len(members))
+	questions := make([]kind.Question, len(members))
+	for n, i := range members {
+		r := reports[i].Role
+		users[n] = r.user(generation)
+		questions[n] = kind.Question{User: users[n], Materials: r.All()}
+	}
+	ctx, cancel := context.WithTimeout(ctx, kind.CallTimeout)
+	defer cancel()
+	target := e.target(first)
+	findings := target.Preflight(ctx, users)
+	answers := target.Probe(ctx, questions)
+	for n, i := range members {
+		reports[i].fill(e.Config(), &findings[n], &answers[n], questions[n].Materials)
+	}
+	return nil
+}
+
+func (rep *Report) fill(c Config, f *kind.Finding, a *kind.Answer, asked []kind.Material) {
+	run := rep.Role.Run
+	role := rep.Role.clone()
+	if run == nil {
+		role.Run = &Run{Trigger: Manual, Phase: Preflight}
+	}
+	d := &decider{role: role, facts: &facts{finding: f, answer: a, asked: asked}, now: time.Now(), config: c}
+	if err := d.unavailable(); err != nil {
+		rep.Err = err
+	} else if p := d.problem(); p != "" {
+		rep.Err = errors.New(p)
+	}
+	rep.Notes = f.Notes
+	for _, n := range a.Nodes {
+		rep.Nodes = append(rep.Nodes, nodeReport(role, n, asked))
+	}
+}
+
+func nodeReport(r *Role, n kind.NodeAnswer, asked []kind.Material) NodeReport {
+	out := NodeReport{Node: n.Node, Err: n.Err, Unknown: n.Extra, Problem: n.Problem}
+	if n.Err != nil {
+		return out
+	}
+	for i, m := range asked {
+		if !n.Accepts[i] {
+			continue
+		}
+		j := slices.IndexFunc(r.Versions, func(v version.Version) bool {
+			return v.Material.Same(m) && (v.Stage == version.Current || !r.Served(m))
+		})
+		if j >= 0 {
+			out.Accepted = append(out.Accepted, r.Versions[j].Number)
+		}
+	}
+	slices.Sort(out.Accepted)
+	return out
+}

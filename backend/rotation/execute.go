@@ -1,0 +1,377 @@
+package rotation
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// job is a role in the hands of a worker. Its role is what storage holds: as
+// long as the role's lock is held and every write succeeds, nobody else changes
+// it.
+type job struct {
+	role       *Role
+	facts      facts
+	step       step
+	generation int // of the connection
+}
+
+// storageTimeout bounds a storage request; the outcome of one that is cut off
+// is unknown, and is found by reading again.
+const storageTimeout = 10 * time.Second
+
+// advance moves the roles of one lane as far as they go without waiting. Roles
+// that are at the same point share calls to their target.
+func (e *Engine) advance(lane string, names []string) {
+	unlock, err := e.locks.lockAll(e.ctx, names)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	names = slices.Compact(slices.Sorted(slices.Values(names)))
+	jobs, err := e.load(lane, names)
+	if err != nil {
+		e.o.Logger.Warn("roles cannot be read; trying again", "lane", lane, "error", err)
+		for _, n := range names {
+			e.wake(lane, n, time.Now().Add(pause(2)))
+		}
+		return
+	}
+	for len(jobs) > 0 && e.ctx.Err() == nil {
+		jobs = e.round(lane, jobs)
+	}
+}
+
+func (e *Engine) load(lane string, names []string) ([]*job, error) {
+	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
+	defer cancel()
+	roles, err := e.st.Roles(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	var jobs []*job
+	for _, r := range roles {
+		if r == nil || r.Run == nil {
+			continue
+		}
+		if r.lane() != lane {
+			e.wake(r.lane(), r.Name, time.Now())
+			continue
+		}
+		jobs = append(jobs, &job{role: r})
+	}
+	if len(jobs) == 0 || jobs[0].role.Connection == "" {
+		return jobs, nil
+	}
+	generation, err := e.o.Generation(ctx, jobs[0].role.Connection)
+	for _, j := range jobs {
+		j.generation = generation
+	}
+	return jobs, err
+}
+
+// round decides for every job, does what was decided, and returns the jobs
+// that can go on.
+func (e *Engine) round(lane string, jobs []*job) []*job {
+	now := time.Now()
+	config := e.Config()
+	by := map[act][]*job{}
+	for _, j := range jobs {
+		d := &decider{
+			role: j.role, facts: &j.facts, now: now, config: config,
+			targetless: e.targetless(j.role), generation: j.generation, pause: pause,
+		}
+		j.step = d.decide()
+		by[j.step.act] = append(by[j.step.act], j)
+	}
+	for _, j := range by[wait] {
+		e.wake(lane, j.role.Name, j.step.until)
+	}
+	var live []*job
+	live = append(live, e.generate(by[generate])...)
+	live = append(live, e.storeAll(append(by[store], by[finish]...))...)
+	e.inspect(by[inspect])
+	e.call(by[call])
+	e.probe(by[probe])
+	return append(live, slices.Concat(by[inspect], by[call], by[probe])...)
+}
+
+func (e *Engine) targetless(r *Role) bool {
+	k := e.o.Kind(r.Kind)
+	return k != nil && k.ConnectionType() == ""
+}
+
+func (e *Engine) target(r *Role) kind.Target { return e.o.Target(r.Kind, r.Connection) }
+
+// inspect is preflight: what could a rotation meet?
+func (e *Engine) inspect(jobs []*job) {
+	if len(jobs) == 0 {
+		return
+	}
+	users := make([]kind.User, len(jobs))
+	for i, j := range jobs {
+		users[i] = j.role.user(j.generation)
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
+	defer cancel()
+	findings := e.target(jobs[0].role).Preflight(ctx, users)
+	for i, j := range jobs {
+		j.facts.finding = &findings[i]
+	}
+	e.probe(jobs)
+}
+
+// probe asks which material the nodes accept.
+func (e *Engine) probe(jobs []*job) {
+	if len(jobs) == 0 {
+		return
+	}
+	questions := make([]kind.Question, len(jobs))
+	for i, j := range jobs {
+		questions[i] = kind.Question{User: j.role.user(j.generation), Materials: j.step.ask}
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
+	defer cancel()
+	answers := e.target(jobs[0].role).Probe(ctx, questions)
+	for i, j := range jobs {
+		j.facts.answer, j.facts.asked = &answers[i], j.step.ask
+	}
+}
+
+// call makes changes whose attempts are stored.
+func (e *Engine) call(jobs []*job) {
+	if len(jobs) == 0 {
+		return
+	}
+	deadline := time.Now().Add(kind.CallTimeout)
+	changes := make([]kind.Change, len(jobs))
+	for i, j := range jobs {
+		changes[i] = j.step.goal.change(j.role.user(j.generation))
+		if a := j.role.Run.Attempt; a.Deadline.Before(deadline) {
+			deadline = a.Deadline
+		}
+	}
+	ctx, cancel := context.WithDeadline(e.ctx, deadline)
+	defer cancel()
+	outcomes := e.target(jobs[0].role).Change(ctx, changes)
+	for i, j := range jobs {
+		j.facts.permit, j.facts.answer = false, nil
+		j.facts.outcome = &outcomes[i]
+	}
+}
+
+// generate makes new material and stores it, together with the attempt to have
+// the target accept it: material that is not stored is never sent.
+func (e *Engine) generate(jobs []*job) []*job {
+	for _, j := range jobs {
+		m, err := e.material(j.role)
+		j.step = e.generated(j, m, err)
+	}
+	return e.storeAll(jobs)
+}
+
+func (e *Engine) material(r *Role) (kind.Material, error) {
+	if r.Run.Trigger == Rollback {
+		v := r.Get(r.Run.Source)
+		if v == nil {
+			return kind.Material{}, kind.Definitely("version %d is no longer kept", r.Run.Source)
+		}
+		return v.Material, nil
+	}
+	k := e.o.Kind(r.Kind)
+	if k == nil {
+		return kind.Material{}, kind.Definitely("this version of the engine does not know kind %q; install the one that does", r.Kind)
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
+	defer cancel()
+	return k.Generate(ctx, r.Spec, e.o.Source)
+}
+
+func (e *Engine) generated(j *job, m kind.Material, err error) step {
+	d := &decider{role: j.role, facts: &j.facts, now: time.Now(), config: e.Config(), targetless: e.targetless(j.role), generation: j.generation, pause: pause}
+	if err != nil {
+		return d.event(bad, fmt.Sprintf("no new material: %v", err))
+	}
+	next := j.role.clone()
+	run := next.Run
+	run.From = numberOf(next.With(version.Current))
+	run.To = next.Add(m, run.Rotation, d.now)
+	next.Get(run.To).CopyOf = run.Source
+	next.advance(done, d.now)
+	run.rest()
+	run.Deadline = d.now.Add(credentialTimeout)
+	if !d.targetless {
+		run.Attempt = d.attempt(string(Apply))
+	}
+	return step{act: store, next: next, permit: !d.targetless}
+}
+
+func numberOf(v *version.Version) int {
+	if v == nil {
+		return 0
+	}
+	return v.Number
+}
+
+// storeAll writes what was decided, each role on its own, and returns the jobs
+// that can go on. After any error a job is dropped: whether the write was
+// applied is found by reading again.
+func (e *Engine) storeAll(jobs []*job) []*job {
+	var mu sync.Mutex
+	var live []*job
+	g := errgroup.Group{}
+	g.SetLimit(parallelStorage)
+	for _, j := range jobs {
+		g.Go(func() error {
+			goesOn, err := e.store(j)
+			if err != nil {
+				e.o.Logger.Warn("a role cannot be stored; reading again", "role", j.role.Name, "error", err)
+				e.wake(j.role.lane(), j.role.Name, time.Now().Add(pause(1)))
+				return nil
+			}
+			if goesOn {
+				mu.Lock()
+				live = append(live, j)
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return live
+}
+
+func (e *Engine) store(j *job) (goesOn bool, err error) {
+	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
+	defer cancel()
+	s := j.step
+	if s.act == finish {
+		return false, e.storeEnd(ctx, j)
+	}
+	if err := e.putRole(ctx, j.role, s.next); err != nil {
+		return false, err
+	}
+	if s.next.Run.Phase != j.role.Run.Phase || s.next.Run.Back != j.role.Run.Back {
+		e.o.Logger.Debug("phase", "role", s.next.Name, "rotation", s.next.Run.Rotation,
+			"phase", s.next.Run.Phase, "back", s.next.Run.Back)
+	}
+	e.progress(s.next)
+	j.role = s.next
+	j.facts = facts{permit: s.permit}
+	return true, nil
+}
+
+// putRole writes a role and keeps the queue of due roles in step.
+func (e *Engine) putRole(ctx context.Context, old, next *Role) error {
+	if err := e.st.PutRole(ctx, old, next); err != nil {
+		return err
+	}
+	e.noteDue(next)
+	return nil
+}
+
+// storeEnd writes the outcome of a run: its evidence first, so that a role
+// without a run always has it.
+func (e *Engine) storeEnd(ctx context.Context, j *job) error {
+	s := j.step
+	ev := evidence(j.role, s)
+	if err := e.st.putEvidence(ctx, s.ended.Rotation, ev); err != nil {
+		return err
+	}
+	if err := e.storeOutcome(ctx, j.role, s); err != nil {
+		return err
+	}
+	e.o.Logger.Info("rotation ended", "role", j.role.Name, "kind", j.role.Kind,
+		"rotation", s.ended.Rotation, "version", ev.Version, "state", s.state, "error", ev.Error)
+	e.endedPart(s.ended.Rotation, ev.Part)
+	return nil
+}
+
+// storeOutcome writes the role as it is after a run. A create that did not come
+// to a first version leaves no role behind.
+func (e *Engine) storeOutcome(ctx context.Context, old *Role, s step) error {
+	if s.ended.Trigger != Create || s.next.With(version.Current) != nil {
+		if err := e.putRole(ctx, old, s.next); err != nil {
+			return err
+		}
+		if s.ended.Trigger == Create {
+			return e.st.dropTombstone(ctx, old.Name)
+		}
+		return nil
+	}
+	return e.abandon(ctx, s.next)
+}
+
+// abandon removes a role whose create failed. What an earlier role of the name
+// left behind stays as it was; numbers that were used are not used again, and
+// material that a node may have accepted is kept.
+func (e *Engine) abandon(ctx context.Context, r *Role) error {
+	t, err := e.st.Tombstone(ctx, r.Name)
+	if err != nil {
+		return err
+	}
+	if t == nil {
+		return e.bury(ctx, r)
+	}
+	t.Role.Set.Last = r.Set.Last
+	for _, v := range r.Versions {
+		if t.Role.Get(v.Number) == nil {
+			t.Role.Versions = append(t.Role.Versions, v)
+		}
+	}
+	if err := e.st.putTombstone(ctx, t); err != nil {
+		return err
+	}
+	return e.remove(ctx, r)
+}
+
+func evidence(before *Role, s step) *Evidence {
+	r, run := s.next, s.ended
+	ev := &Evidence{
+		Part: Part{Role: r.Name, Kind: r.Kind, Version: run.To, State: s.state, Error: run.Error},
+		From: run.From, Trigger: run.Trigger, Started: run.Started, Finished: r.LastRun.At,
+		Nodes: r.Nodes, Missed: run.Missed, Timeline: run.Timeline,
+	}
+	if ev.Version == 0 {
+		ev.Version = numberOf(r.With(version.Current))
+	}
+	if s.state == Completed {
+		ev.Error = ""
+	}
+	ev.Criteria = criteria(before, s)
+	return ev
+}
+
+// criteria lists what a rotation has to show, and what was seen of it.
+func criteria(before *Role, s step) []Criterion {
+	r, run := s.next, s.ended
+	if run.Trigger == Reconcile {
+		return []Criterion{{Name: "the target accepts the current version and nothing else", Met: s.state == Completed && len(run.Missed) == 0, Detail: nodesDetail(r, run)}}
+	}
+	refused := 0
+	for _, v := range r.Versions {
+		if v.Stage != version.Current && v.Refused.IsZero() {
+			refused++
+		}
+	}
+	detail := nodesDetail(r, run)
+	if before.Connection == "" {
+		detail = "no server holds this secret"
+	}
+	return []Criterion{
+		{Name: "new version served", Met: run.Promoted && !run.Back},
+		{Name: "new version accepted by a fresh login at every node", Met: run.Promoted && len(run.Missed) == 0, Detail: detail},
+		{Name: "earlier versions refused at every node", Met: refused == 0, Detail: detail},
+	}
+}
+
+func nodesDetail(r *Role, run *Run) string {
+	return fmt.Sprintf("%d of %d nodes", len(r.Nodes)-len(run.Missed), len(r.Nodes))
+}

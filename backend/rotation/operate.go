@@ -1,0 +1,429 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// isRefusal reports whether err is about the state of roles, not about storage.
+func isRefusal(err error) bool {
+	var c *Conflict
+	return errors.As(err, &c) || errors.Is(err, ErrNotFound)
+}
+
+// change reads, changes and writes one role under its lock. What mutate
+// refuses is not written.
+func (e *Engine) change(ctx context.Context, name string, mutate func(*Role) error) error {
+	if err := e.locks.lock(ctx, name); err != nil {
+		return &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
+	}
+	defer e.locks.unlock(name)
+	r, err := e.st.Role(ctx, name)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return fmt.Errorf("role %q: %w", name, ErrNotFound)
+	}
+	next := r.clone()
+	if err := mutate(next); err != nil {
+		return err
+	}
+	return e.putRole(ctx, r, next)
+}
+
+// Update changes a role's configuration. mutate gets a copy and may refuse.
+func (e *Engine) Update(ctx context.Context, name string, mutate func(*Role) error) error {
+	return e.change(ctx, name, func(r *Role) error {
+		before := r.Schedule
+		if err := mutate(r); err != nil {
+			return err
+		}
+		if before != r.Schedule {
+			r.Next = schedule.Next(r.Schedule, time.Now())
+			r.RetryAt = time.Time{}
+		}
+		return nil
+	})
+}
+
+// Creation asks for a new role.
+type Creation struct {
+	Role *Role
+	// Initial is the secret that the role's user has already; nil: make one.
+	Initial     *kind.Material
+	Overwrite   bool
+	Target      string // identity of the target, "" where there is none
+	RequestedBy Requester
+}
+
+// Create makes a role. Before anything is stored its target is asked whether
+// it could work; then the first version comes about as a rotation of its own.
+func (e *Engine) Create(ctx context.Context, c Creation) (*Header, error) {
+	h := &Header{
+		ID: newID(), Trigger: Create, RequestedBy: c.RequestedBy, Started: time.Now().UTC(),
+		Roles: []Part{{Role: c.Role.Name, Kind: c.Role.Kind}},
+	}
+	r, err := e.newRole(ctx, c, h)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.precheck(ctx, r); err != nil {
+		return nil, err
+	}
+	if err := e.locks.lock(ctx, r.Name); err != nil {
+		return nil, err
+	}
+	defer e.locks.unlock(r.Name)
+	if old, err := e.st.Role(ctx, r.Name); err != nil || old != nil {
+		if err == nil {
+			err = &Conflict{Text: fmt.Sprintf("role %q was created by another request", r.Name)}
+		}
+		return nil, err
+	}
+	release, err := e.claim(ctx, r, c.Target)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if err := e.st.putHeader(ctx, h); err != nil {
+		return nil, err
+	}
+	if err := e.putRole(ctx, nil, r); err != nil {
+		return nil, err
+	}
+	e.track(h)
+	e.wake(r.lane(), r.Name, time.Now())
+	return h, nil
+}
+
+func (e *Engine) newRole(ctx context.Context, c Creation, h *Header) (*Role, error) {
+	now := time.Now()
+	r := c.Role.clone()
+	r.Created = now.UTC()
+	r.Target = c.Target
+	t, err := e.st.Tombstone(ctx, r.Name)
+	if err != nil {
+		return nil, err
+	}
+	initial := c.Initial
+	if t != nil {
+		if left := r.inherit(t.Role); initial == nil && !c.Overwrite {
+			initial = left
+		}
+	}
+	r.Run = newRun(h, now)
+	r.Run.Overwrite = c.Overwrite
+	r.mark(now, string(Preflight))
+	if initial != nil {
+		r.Run.To = r.Add(*initial, h.ID, now)
+		r.Run.Adopted = true
+	}
+	return r, nil
+}
+
+// inherit goes on with the versions of a deleted role of the same name, and
+// returns what its user was left with.
+func (r *Role) inherit(old *Role) *kind.Material {
+	r.Set.Last = old.Set.Last
+	if old.Kind != r.Kind || old.Target != r.Target || old.Spec.Username != r.Spec.Username {
+		return nil
+	}
+	current := old.With(version.Current)
+	r.Versions = slices.Clone(old.Versions)
+	for i := range r.Versions {
+		if r.Versions[i].Stage == version.Current || r.Versions[i].Stage == version.Previous || r.Versions[i].Stage == version.Pending {
+			r.Versions[i].Stage = version.Retired
+		}
+	}
+	if current == nil {
+		return nil
+	}
+	return &current.Material
+}
+
+// precheck asks the target, without changing anything, what a rotation of r
+// would meet first.
+func (e *Engine) precheck(ctx context.Context, r *Role) error {
+	report, err := e.examine(ctx, []*Role{r})
+	if err != nil {
+		return err
+	}
+	if report[0].Err == nil {
+		return nil
+	}
+	return &Conflict{Text: report[0].Err.Error()}
+}
+
+// claim takes the user of a target for r. release gives back the lock under
+// which it was taken; the claim itself stays.
+func (e *Engine) claim(ctx context.Context, r *Role, target string) (release func(), err error) {
+	if target == "" {
+		return func() {}, nil
+	}
+	key := ClaimKey(target, r.Spec.Username)
+	if err := e.locks.lock(ctx, key); err != nil {
+		return nil, err
+	}
+	release = func() { e.locks.unlock(key) }
+	held, err := storage.Get[Claim](ctx, e.st.s, key)
+	if err == nil && held != nil && held.Role != r.Name {
+		var owner *Role
+		if owner, err = e.st.Role(ctx, held.Role); owner != nil && owner.claimKey() == key {
+			err = &Conflict{Text: fmt.Sprintf("user %q of this target belongs to role %q; one role owns a user", r.Spec.Username, held.Role)}
+		}
+	}
+	if err == nil {
+		err = storage.Put(ctx, e.st.s, key, Claim{Role: r.Name, Target: target, Username: r.Spec.Username}, maxSmallEntry)
+	}
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+func (r *Role) claimKey() string {
+	if r.Target == "" {
+		return ""
+	}
+	return ClaimKey(r.Target, r.Spec.Username)
+}
+
+// Delete forgets a role. Its credential goes on working, and a tombstone keeps
+// it for thirty days.
+func (e *Engine) Delete(ctx context.Context, name string) error {
+	if err := e.locks.lock(ctx, name); err != nil {
+		return &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
+	}
+	defer e.locks.unlock(name)
+	r, err := e.st.Role(ctx, name)
+	if err != nil || r == nil {
+		return err // deleting what does not exist succeeds, as everywhere in Vault
+	}
+	if r.Run != nil {
+		return busy(r)
+	}
+	return e.bury(ctx, r)
+}
+
+// bury replaces a role by its tombstone and gives its claim back. The order
+// matters: at no moment is the material in neither place.
+func (e *Engine) bury(ctx context.Context, r *Role) error {
+	dead := r.clone()
+	dead.Run = nil
+	if len(dead.Versions) > 0 {
+		if err := e.st.putTombstone(ctx, &Tombstone{Role: dead, Deleted: time.Now().UTC()}); err != nil {
+			return err
+		}
+	}
+	return e.remove(ctx, r)
+}
+
+func (e *Engine) remove(ctx context.Context, r *Role) error {
+	if err := e.st.DeleteRole(ctx, r); err != nil {
+		return err
+	}
+	e.due.note(r.Name, time.Time{})
+	return e.releaseClaim(ctx, r)
+}
+
+func (e *Engine) releaseClaim(ctx context.Context, r *Role) error {
+	key := r.claimKey()
+	if key == "" {
+		return nil
+	}
+	if err := e.locks.lock(ctx, key); err != nil {
+		return nil //nolint:nilerr // the role is gone; a claim that it left is stale and is taken over
+	}
+	defer e.locks.unlock(key)
+	held, err := storage.Get[Claim](ctx, e.st.s, key)
+	if err != nil || held == nil || held.Role != r.Name {
+		return nil //nolint:nilerr // as above
+	}
+	return e.st.s.Delete(ctx, key)
+}
+
+// RollBack reverses the running rotation of a role before its retire phase, or
+// starts a new one that brings the newest retired material back.
+func (e *Engine) RollBack(ctx context.Context, name string, req Request) (id string, err error) {
+	reason := "rollback was asked for"
+	if req.Reason != "" {
+		reason += ": " + req.Reason
+	}
+	if h, err := e.repeated(ctx, req); h != nil || err != nil {
+		return idOf(h), err
+	}
+	var back *version.Version
+	err = e.change(ctx, name, func(r *Role) error {
+		if r.Run != nil {
+			id = r.Run.Rotation
+			return recallRun(r, reason)
+		}
+		if back = newest(r); back == nil {
+			return &Conflict{Text: fmt.Sprintf("role %q keeps no earlier material to go back to", name)}
+		}
+		return errNoRun
+	})
+	if err == nil {
+		e.wakeRole(ctx, name)
+		return id, e.remember(ctx, req, id)
+	}
+	if !errors.Is(err, errNoRun) {
+		return "", err
+	}
+	req.Trigger, req.Roles, req.Source = Rollback, []string{name}, back.Number
+	h, err := e.Begin(ctx, req)
+	if err != nil {
+		return "", err
+	}
+	return h.ID, nil
+}
+
+func idOf(h *Header) string {
+	if h == nil {
+		return ""
+	}
+	return h.ID
+}
+
+var errNoRun = errors.New("no rotation is running")
+
+// recallRun turns a run back, as far as it still can.
+func recallRun(r *Role, reason string) error {
+	run := r.Run
+	if run.Back || run.Recall != "" {
+		return nil // it is on its way
+	}
+	if run.Phase == Retire {
+		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
+			"rotation %s of role %q is already retiring the previous version; wait until it has completed, "+
+				"then rollback/%s/%s starts a rotation back", run.Rotation, r.Name, r.Kind, r.Name)}
+	}
+	run.Recall = reason
+	run.RetryAt = time.Time{}
+	return nil
+}
+
+// Cancel stops a rotation that has not retired anything: it rolls back.
+func (e *Engine) Cancel(ctx context.Context, id, reason string) (*Header, error) {
+	h, err := e.st.Header(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if h == nil {
+		return nil, fmt.Errorf("rotation %q: %w", id, ErrNotFound)
+	}
+	if h.State.Ended() {
+		return nil, &Conflict{Rotation: id, Text: fmt.Sprintf("rotation %s has ended (%s); there is nothing to cancel", id, h.State)}
+	}
+	if reason == "" {
+		reason = "cancelled on request"
+	}
+	var refused error
+	recalled := false
+	for _, p := range h.Roles {
+		err := e.change(ctx, p.Role, func(r *Role) error {
+			if r.Run == nil || r.Run.Rotation != id {
+				return errNoRun
+			}
+			return recallRun(r, reason)
+		})
+		switch {
+		case err == nil:
+			recalled = true
+			e.wakeRole(ctx, p.Role)
+		case errors.Is(err, errNoRun):
+		case isRefusal(err):
+			refused = err
+		default:
+			return nil, err
+		}
+	}
+	if !recalled && refused != nil {
+		return nil, refused
+	}
+	return h, nil
+}
+
+// Retire ends the grace of a role now. ended is false when there is nothing to
+// retire.
+func (e *Engine) Retire(ctx context.Context, name string) (id string, err error) {
+	err = e.change(ctx, name, func(r *Role) error {
+		run := r.Run
+		switch {
+		case run == nil:
+			return errNoRun
+		case run.Phase == Retire && !run.Back:
+			id = run.Rotation
+			return nil
+		case run.Back || run.Phase != Grace:
+			return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
+				"rotation %s of role %q is in phase %s; only a rotation whose checks have passed can retire the previous version",
+				run.Rotation, name, run.Phase)}
+		}
+		id = run.Rotation
+		run.RetireNow = true
+		r.mark(time.Now(), "retire was asked for")
+		return nil
+	})
+	if errors.Is(err, errNoRun) {
+		return "", nil
+	}
+	if err == nil {
+		e.wakeRole(ctx, name)
+	}
+	return id, err
+}
+
+// ReconcileRole applies again what the target should accept. During a grace
+// period the running rotation does it.
+func (e *Engine) ReconcileRole(ctx context.Context, name string, req Request) (id string, err error) {
+	if h, err := e.repeated(ctx, req); h != nil || err != nil {
+		return idOf(h), err
+	}
+	err = e.change(ctx, name, func(r *Role) error {
+		run := r.Run
+		switch {
+		case run == nil && r.With(version.Current) == nil:
+			return &Conflict{Text: fmt.Sprintf("role %q has no current version to apply", name)}
+		case run == nil:
+			return errNoRun
+		case run.Phase != Grace || run.Back:
+			return busy(r)
+		}
+		id = run.Rotation
+		run.Reapply = true
+		run.RetryAt = time.Time{}
+		return nil
+	})
+	if err == nil {
+		e.wakeRole(ctx, name)
+		return id, e.remember(ctx, req, id)
+	}
+	if !errors.Is(err, errNoRun) {
+		return "", err
+	}
+	req.Trigger, req.Roles = Reconcile, []string{name}
+	h, err := e.Begin(ctx, req)
+	if err != nil {
+		return "", err
+	}
+	return h.ID, nil
+}
+
+func (e *Engine) wakeRole(ctx context.Context, name string) {
+	if r, err := e.st.Role(ctx, name); err == nil && r != nil {
+		e.wake(r.lane(), name, time.Now())
+		return
+	}
+	e.wake(laneRecover, laneRecover, time.Now().Add(pause(1)))
+}

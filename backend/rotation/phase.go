@@ -1,0 +1,139 @@
+package rotation
+
+import "github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+
+// Phase is a step of a rotation.
+type Phase string
+
+// The phases, in the order of DESIGN's state machine. Publish, sync, restart
+// and check come between promote and grace once documents and consumers exist.
+const (
+	Preflight Phase = "preflight" // read-only: could it succeed?
+	Generate  Phase = "generate"  // new material, stored as pending
+	Apply     Phase = "apply"     // the target accepts pending
+	Test      Phase = "test"      // a fresh login proves it at every node
+	Promote   Phase = "promote"   // one write: pending is served
+	Grace     Phase = "grace"     // previous is still accepted
+	Retire    Phase = "retire"    // the target refuses previous, proven
+)
+
+// Trigger is why a rotation was started.
+type Trigger string
+
+// The triggers.
+const (
+	Create    Trigger = "create"
+	Manual    Trigger = "manual"
+	Scheduled Trigger = "schedule"
+	Rollback  Trigger = "rollback"
+	Reconcile Trigger = "reconcile"
+)
+
+// State is what a rotation, or a role's part in one, is doing or has come to.
+type State string
+
+// The states. The last six are outcomes: nothing happens any more.
+const (
+	Running        State = "running"
+	Waiting        State = "waiting" // for a target that does not answer
+	InGrace        State = "grace"
+	RollingBack    State = "rolling_back"
+	RollbackFailed State = "rollback_failed" // still retried
+	Completed      State = "completed"
+	Partial        State = "partial" // some roles completed, some did not
+	Failed         State = "failed"
+	RolledBack     State = "rolled_back"
+	Cancelled      State = "cancelled"
+	Superseded     State = "superseded"
+)
+
+// Ended reports whether s is an outcome.
+func (s State) Ended() bool {
+	switch s {
+	case Completed, Partial, Failed, RolledBack, Cancelled, Superseded:
+		return true
+	}
+	return false
+}
+
+// event is what became of a phase.
+type event string
+
+const (
+	done   event = "done"   // what the phase is for is proven
+	bad    event = "bad"    // a definite bad result, or the deadline has passed
+	recall event = "recall" // somebody asked to cancel or to roll back
+)
+
+// leg is a row of the transition table: in phase From (on the way back when
+// Back), On leads to phase To, or ends the role's part in the rotation.
+type leg struct {
+	From Phase
+	Back bool
+	On   event
+	To   Phase
+	// ToBack: from here the rotation goes back, and never forward again.
+	ToBack bool
+	End    State
+}
+
+// transitions is the whole state machine. What each phase does, and what
+// counts as its event, is in decide.go; nothing else moves a rotation from one
+// phase to another. docs/model is the same machine for a model checker.
+//
+// There is no row that leaves Retire or the way back but by success: both are
+// retried until they are proven, because half of either would leave a
+// credential that nobody knows to be accepted.
+var transitions = []leg{
+	{From: Preflight, On: done, To: Generate},
+	{From: Preflight, On: bad, End: Failed},
+	{From: Preflight, On: recall, End: Cancelled},
+	{From: Generate, On: done, To: Apply},
+	{From: Generate, On: bad, End: Failed},
+	{From: Generate, On: recall, End: Cancelled},
+	{From: Apply, On: done, To: Test},
+	{From: Apply, On: bad, To: Apply, ToBack: true},
+	{From: Apply, On: recall, To: Apply, ToBack: true},
+	{From: Test, On: done, To: Promote},
+	{From: Test, On: bad, To: Apply, ToBack: true},
+	{From: Test, On: recall, To: Apply, ToBack: true},
+	{From: Promote, On: done, To: Grace},
+	{From: Grace, On: done, To: Retire},
+	{From: Grace, On: recall, To: Apply, ToBack: true}, // promotes back first
+	{From: Retire, On: done, End: Completed},
+	{From: Apply, Back: true, On: done, End: RolledBack},
+}
+
+// reconcileTransitions differ from the rest: nothing is generated and nothing
+// promoted, so there is nothing to go back to. A reconcile that cannot be
+// proven by its deadline fails and leaves the role drifted.
+var reconcileTransitions = []leg{
+	{From: Preflight, On: done, To: Apply},
+	{From: Preflight, On: bad, End: Failed},
+	{From: Preflight, On: recall, End: Cancelled},
+	{From: Apply, On: done, To: Test},
+	{From: Apply, On: bad, End: Failed},
+	{From: Apply, On: recall, End: Cancelled},
+	{From: Test, On: done, End: Completed},
+	{From: Test, On: bad, End: Failed},
+	{From: Test, On: recall, End: Cancelled},
+}
+
+// follow returns the row for an event, and whether there is one.
+func follow(trigger Trigger, from Phase, back bool, on event) (leg, bool) {
+	table := transitions
+	if trigger == Reconcile {
+		table = reconcileTransitions
+	}
+	for _, l := range table {
+		if l.From == from && l.Back == back && l.On == on {
+			return l, true
+		}
+	}
+	return leg{}, false
+}
+
+// graceful reports whether previous material stays accepted after promotion.
+func graceful(s kind.Strategy, trigger Trigger) bool {
+	return s == kind.Overlap && trigger != Create
+}

@@ -1,0 +1,267 @@
+package rotation
+
+import (
+	"slices"
+	"time"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// Role is one secret under rotation. It is stored as one entry, because one
+// Put is the only atomic thing that Vault's storage gives: configuration,
+// material, phase and the next time change together or not at all.
+type Role struct {
+	Name        string `json:"name"`
+	Kind        string `json:"kind"`
+	Description string `json:"description,omitempty"`
+	Connection  string `json:"connection,omitempty"`
+	// Target is the identity of the server behind the connection when the role
+	// claimed its user there.
+	Target string `json:"target,omitempty"`
+
+	Spec         kind.Spec      `json:"spec"`
+	Schedule     schedule.Spec  `json:"schedule"`
+	GracePeriod  *time.Duration `json:"grace_period,omitempty"`  // nil: the mount's
+	KeepVersions int            `json:"keep_versions,omitempty"` // 0: the mount's
+	AllowPartial bool           `json:"allow_partial,omitempty"`
+
+	version.Set
+
+	// Run is the role's part in a rotation that has not ended.
+	Run *Run `json:"run,omitempty"`
+	// Next is the stored time of the next scheduled rotation. It is never
+	// computed anew from the clock: a slot that nobody served stays due.
+	Next         time.Time `json:"next,omitzero"`
+	LastRotation time.Time `json:"last_rotation,omitzero"`
+	LastRun      *Ending   `json:"last_run,omitempty"`
+	// Failures counts scheduled rotations that failed in a row; the next try is
+	// not before RetryAt.
+	Failures int       `json:"failures,omitempty"`
+	RetryAt  time.Time `json:"retry_at,omitzero"`
+	// Suspended is why scheduled rotations have stopped.
+	Suspended string `json:"suspended,omitempty"`
+	Drift     *Drift `json:"drift,omitempty"`
+	// Nodes held this role's user when it was last proven; see
+	// connection.Entry.Generation.
+	Nodes           []string  `json:"nodes,omitempty"`
+	NodesGeneration int       `json:"nodes_generation,omitempty"`
+	Created         time.Time `json:"created"`
+}
+
+// Run is a role's part in a rotation, from start to end.
+type Run struct {
+	Rotation string  `json:"rotation"`
+	Trigger  Trigger `json:"trigger"`
+	Phase    Phase   `json:"phase"`
+	// Back is the direction. It is stored before the first step back and never
+	// turns forward again.
+	Back   bool   `json:"back,omitempty"`
+	Recall string `json:"recall,omitempty"` // who asked to go back, in words
+	// Doomed is why the run gives up as soon as what it sent can no longer land.
+	Doomed string `json:"doomed,omitempty"`
+	// Promoted: the new material was served; only then is a way back a matter
+	// for consumers.
+	Promoted bool `json:"promoted,omitempty"`
+
+	From int `json:"from,omitempty"` // the version that was current
+	To   int `json:"to,omitempty"`   // the version this run is about
+
+	// Attempt is a change sent to the target. Whoever reads it from storage
+	// waits until its deadline has passed: it may still land.
+	Attempt *version.Attempt `json:"attempt,omitempty"`
+
+	Started    time.Time `json:"started"`
+	Deadline   time.Time `json:"deadline,omitzero"` // of the phase
+	GraceUntil time.Time `json:"grace_until,omitzero"`
+	RetireNow  bool      `json:"retire_now,omitempty"`
+	Reapply    bool      `json:"reapply,omitempty"` // reconcile during grace
+
+	Tries   int       `json:"tries,omitempty"`
+	RetryAt time.Time `json:"retry_at,omitzero"`
+	Error   string    `json:"error,omitempty"`
+
+	// Adopted: the pending version came from the user and the target accepts
+	// it already; it is never refused on the way back.
+	Adopted bool `json:"adopted,omitempty"`
+	// Overwrite: a create may end credentials that it was not told about.
+	Overwrite bool `json:"overwrite,omitempty"`
+	// Source is the version whose material a rollback brings back.
+	Source int `json:"source,omitempty"`
+
+	Missed   []string `json:"missed,omitempty"` // nodes passed over (allow_partial)
+	Timeline []Moment `json:"timeline,omitempty"`
+}
+
+// Moment is a line of a rotation's timeline.
+type Moment struct {
+	At   time.Time `json:"at"`
+	What string    `json:"what"`
+}
+
+// Ending is how the last rotation of a role ended.
+type Ending struct {
+	Rotation string    `json:"rotation"`
+	Trigger  Trigger   `json:"trigger"`
+	State    State     `json:"state"`
+	Error    string    `json:"error,omitempty"`
+	At       time.Time `json:"at"`
+}
+
+// Drift is a known difference between what is stored and what the target
+// accepts.
+type Drift struct {
+	Since  time.Time `json:"since"`
+	Reason string    `json:"reason"`
+	// Missed are nodes that were passed over and may accept old material. The
+	// engine heals them by itself when they answer again.
+	Missed  []string  `json:"missed,omitempty"`
+	Tries   int       `json:"tries,omitempty"`
+	RetryAt time.Time `json:"retry_at,omitzero"`
+}
+
+// maxTimeline bounds a timeline; a rotation that waits for days repeats itself.
+const maxTimeline = 64
+
+func (r *Role) mark(now time.Time, what string) {
+	t := &r.Run.Timeline
+	if n := len(*t); n > 0 && (*t)[n-1].What == what {
+		return
+	}
+	if len(*t) >= maxTimeline {
+		*t = slices.Delete(*t, maxTimeline/2, maxTimeline/2+1)
+	}
+	*t = append(*t, Moment{At: now.UTC(), What: what})
+}
+
+// State is the role's own state, as status and roles show it.
+func (r *Role) State() string {
+	switch {
+	case r.Run != nil && r.Run.Phase == Grace && !r.Run.Back:
+		return "grace"
+	case r.Run != nil:
+		return "rotating"
+	case r.Drift != nil:
+		return "drifted"
+	case r.Suspended != "":
+		return "suspended"
+	}
+	return "idle"
+}
+
+// state is the state of the role's part in its rotation.
+func (run *Run) state() State {
+	switch {
+	case run.Back && run.Tries >= rollbackAlarm:
+		return RollbackFailed
+	case run.Back:
+		return RollingBack
+	case run.Phase == Grace && !run.Reapply:
+		return InGrace
+	case run.Tries > 0:
+		return Waiting
+	}
+	return Running
+}
+
+// settled reports whether the credential phases are over: the new material is
+// served, or the rotation is on its way back or must wait for its target.
+func (run *Run) settled() bool {
+	return run.Back || run.Phase == Grace || run.Phase == Retire || run.Tries >= settleTries
+}
+
+// lane is what a role's work shares with that of others: kind and connection.
+func (r *Role) lane() string { return r.Kind + "/" + r.Connection }
+
+// user names the role's user to its target. Nodes that the role remembers count
+// only as long as its connection was not written anew.
+func (r *Role) user(generation int) kind.User {
+	u := kind.User{Role: r.Name, Username: r.Spec.Username}
+	if r.NodesGeneration == generation {
+		u.Known = r.Nodes
+	}
+	return u
+}
+
+// Grace returns how long previous stays accepted after promotion.
+func (r *Role) Grace(c Config) time.Duration {
+	if r.GracePeriod != nil {
+		return *r.GracePeriod
+	}
+	return c.GracePeriod
+}
+
+func (r *Role) keep(c Config) int {
+	if r.KeepVersions > 0 {
+		return r.KeepVersions
+	}
+	return c.KeepVersions
+}
+
+// TTL is how long the served version is sure to stay current: until the stored
+// next time, and 0 while a newer one is on its way. ok is false without
+// automatic rotation.
+func (r *Role) TTL(now time.Time) (ttl time.Duration, ok bool) {
+	if r.Run != nil && !r.Run.Back && r.With(version.Pending) != nil {
+		return 0, true
+	}
+	if r.Next.IsZero() {
+		return 0, false
+	}
+	return max(0, r.Next.Sub(now)), true
+}
+
+// dueAt is when the engine has to look at the role by itself: for its next
+// scheduled rotation, or to heal nodes that were passed over. Zero: never.
+func (r *Role) dueAt() time.Time {
+	var at time.Time
+	if !r.Next.IsZero() && r.Suspended == "" {
+		if at = r.Next; r.RetryAt.After(at) {
+			at = r.RetryAt
+		}
+	}
+	if r.Drift != nil && len(r.Drift.Missed) > 0 && (at.IsZero() || r.Drift.RetryAt.Before(at)) {
+		at = r.Drift.RetryAt
+	}
+	return at
+}
+
+// PreviousServed returns the previous version while it is accepted and may be
+// handed out, and until when.
+func (r *Role) PreviousServed() (*version.Version, time.Time) {
+	if r.Run == nil || r.Run.Back || r.Run.Phase != Grace {
+		return nil, time.Time{}
+	}
+	return r.With(version.Previous), r.Run.GraceUntil
+}
+
+func (r *Role) clone() *Role {
+	c := *r
+	c.Set = r.Set.Clone()
+	c.Nodes = slices.Clone(r.Nodes)
+	if r.Run != nil {
+		run := *r.Run
+		run.Timeline = slices.Clone(run.Timeline)
+		run.Missed = slices.Clone(run.Missed)
+		c.Run = &run
+	}
+	if r.Drift != nil {
+		d := *r.Drift
+		c.Drift = &d
+	}
+	return &c
+}
+
+// Config holds the mount's defaults.
+type Config struct {
+	GracePeriod  time.Duration `json:"grace_period"`
+	KeepVersions int           `json:"keep_versions"`
+	Workers      int           `json:"workers"`
+	Freeze       bool          `json:"freeze"`
+}
+
+// DefaultConfig is the configuration of a new mount.
+func DefaultConfig() Config {
+	return Config{GracePeriod: time.Hour, KeepVersions: 5, Workers: 32}
+}

@@ -1,0 +1,116 @@
+// Package storage names every key of the mount in one place, and gives the rest
+// of the engine the only handle it may write through.
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// The prefixes of the mount's storage.
+const (
+	Config     = "config"
+	Connection = "connection/" // holds admin credentials
+	Role       = "role/"       // holds material; the authority about a role
+	Deleted    = "deleted/"    // tombstones; hold material
+	Rotation   = "rotation/"   // headers
+	Evidence   = "evidence/"   // <rotation>/<role>
+	Open       = "open/"       // markers of rotations that have not ended
+	Request    = "request/"    // hashed request ids and idempotency keys
+	Due        = "due/"        // <hour>/<role>
+	Claim      = "claim/"      // <hash>
+)
+
+// SealWrapped lists the prefixes that hold secrets.
+func SealWrapped() []string { return []string{Connection, Role, Deleted} }
+
+// ErrClosed is returned once the backend instance that owns the handle has been
+// cleaned up. A worker that decided something before its node lost leadership
+// must not write it after the node has regained it.
+var ErrClosed = errors.New("this backend instance has been closed; nothing is written any more")
+
+// Fenced is a storage handle that can be closed for good.
+type Fenced struct {
+	inner  logical.Storage
+	mu     sync.RWMutex
+	closed bool
+}
+
+var _ logical.Storage = (*Fenced)(nil)
+
+// Fence wraps s.
+func Fence(s logical.Storage) *Fenced { return &Fenced{inner: s} }
+
+// Close refuses every later write and waits for those under way.
+func (f *Fenced) Close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+}
+
+// List implements logical.Storage.
+func (f *Fenced) List(ctx context.Context, prefix string) ([]string, error) {
+	return f.inner.List(ctx, prefix)
+}
+
+// Get implements logical.Storage.
+func (f *Fenced) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	return f.inner.Get(ctx, key)
+}
+
+// Put implements logical.Storage.
+func (f *Fenced) Put(ctx context.Context, e *logical.StorageEntry) error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.closed {
+		return ErrClosed
+	}
+	return f.inner.Put(ctx, e)
+}
+
+// Delete implements logical.Storage.
+func (f *Fenced) Delete(ctx context.Context, key string) error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.closed {
+		return ErrClosed
+	}
+	return f.inner.Delete(ctx, key)
+}
+
+// Get reads the JSON entry at key; nil when there is none.
+func Get[T any](ctx context.Context, s logical.Storage, key string) (*T, error) {
+	e, err := s.Get(ctx, key)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", key, err)
+	}
+	if e == nil {
+		return nil, nil
+	}
+	v := new(T)
+	if err := jsonutil.DecodeJSON(e.Value, v); err != nil {
+		return nil, fmt.Errorf("the entry %s cannot be decoded; it may have been written by a newer version: %w", key, err)
+	}
+	return v, nil
+}
+
+// Put writes v as JSON at key. Entries over limit bytes are refused before
+// anything is written.
+func Put(ctx context.Context, s logical.Storage, key string, v any, limit int) error {
+	raw, err := jsonutil.EncodeJSON(v)
+	if err != nil {
+		return fmt.Errorf("encoding %s: %w", key, err)
+	}
+	if len(raw) > limit {
+		return fmt.Errorf("the entry %s would have %d bytes and may have %d; use shorter values or fewer versions", key, len(raw), limit)
+	}
+	if err := s.Put(ctx, &logical.StorageEntry{Key: key, Value: raw}); err != nil {
+		return fmt.Errorf("writing %s: %w", key, err)
+	}
+	return nil
+}
