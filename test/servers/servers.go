@@ -1,0 +1,167 @@
+// Package servers starts private servers for tests and demonstrations: each on
+// a free loopback port, with its files in a directory of its own, and never
+// outliving the program that started it.
+//
+// Every server comes in two forms: a function that takes a testing.TB and
+// cleans up after the test (Redis), and one that returns errors and leaves
+// stopping to its caller (StartRedis).
+package servers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// readyWithin bounds how long a server may take until it answers.
+const readyWithin = 20 * time.Second
+
+// process is one running program, known by its process id alone.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has exited and was waited for
+}
+
+// start runs name with args. The kernel kills the program when its parent
+// dies; because it watches the parent's thread and not the parent
+// (golang/go#27505), one locked goroutine starts the program and waits for it.
+func start(dir, name string, args ...string) (*process, error) {
+	logFile, err := os.OpenFile(dir+"/output.log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the log of %s: %w", name, err)
+	}
+	p := &process{cmd: exec.Command(name, args...), done: make(chan struct{})}
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, logFile, logFile
+	p.cmd.SysProcAttr = dieWithParent()
+
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(p.done)
+		defer func() { _ = logFile.Close() }()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			_ = p.cmd.Wait() // how it ended is of no interest: tests kill servers
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	return p, nil
+}
+
+func (p *process) running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+
+func (p *process) signal(s syscall.Signal) error {
+	if !p.running() {
+		return nil
+	}
+	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("send %s to process %d: %w", s, p.cmd.Process.Pid, err)
+	}
+	return nil
+}
+
+// end sends s, wakes the process in case it is paused, and waits for its exit.
+// A process that ignores s for long is killed.
+func (p *process) end(s syscall.Signal) error {
+	if err := p.signal(s); err != nil {
+		return err
+	}
+	if err := p.signal(syscall.SIGCONT); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(readyWithin):
+	}
+	if err := p.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	<-p.done
+	return nil
+}
+
+// poll calls try until it succeeds, ctx ends, or readyWithin has passed, and
+// returns the last error.
+func poll(ctx context.Context, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try(ctx)
+		if err == nil {
+			return nil
+		}
+		var fatal *fatalError
+		if errors.As(err, &fatal) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
+}
+
+// fatalError ends polling: waiting longer cannot help.
+type fatalError struct{ error }
+
+// The range lies below the ports that the kernel hands out for outgoing
+// connections, so that a server finds its port free again after a restart, and
+// leaves room for a second port 10000 above (the bus of a Redis cluster).
+const (
+	firstPort = 15000
+	lastPort  = 21999
+)
+
+var (
+	portsMu sync.Mutex
+	issued  = map[int]bool{}
+)
+
+// freePort returns a loopback port that is free, together with the one 10000
+// above it, and that this program was not given before.
+func freePort() (int, error) {
+	portsMu.Lock()
+	defer portsMu.Unlock()
+	for range 1000 {
+		port := firstPort + rand.IntN(lastPort-firstPort)
+		if !issued[port] && isFree(port) && isFree(port+10000) {
+			issued[port] = true
+			return port, nil
+		}
+	}
+	return 0, errors.New("no free loopback port was found")
+}
+
+func isFree(port int) bool {
+	l, err := net.Listen("tcp", loopback(port))
+	if err != nil {
+		return false
+	}
+	return l.Close() == nil
+}
+
+func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

@@ -1,0 +1,102 @@
+package servers
+
+import (
+	"context"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestRedisKeepsWhatItSavedThroughAKill(t *testing.T) {
+	ctx := t.Context()
+	for name, opts := range map[string][]RedisOption{
+		"config file":         {WithUsers("app on >one ~* +@all")},
+		"acl file":            {WithACLFile(), WithUsers("app on >one ~* +@all")},
+		"required password":   {WithRequirePass("one")},
+		"no config file":      {WithoutConfigFile()},
+		"replication account": {WithReplicationUser("repl", "one")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := Redis(t, opts...)
+			_, err := n.Do(ctx, "PING")
+			require.NoError(t, err)
+			require.NoError(t, n.Restart(ctx))
+			_, err = n.Do(ctx, "PING")
+			require.NoError(t, err)
+			require.NoError(t, n.Stop())
+			_, err = n.Do(ctx, "PING")
+			require.Error(t, err)
+		})
+	}
+}
+
+func TestRedisPauseAndResume(t *testing.T) {
+	n := Redis(t)
+	require.NoError(t, n.Pause())
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err := n.Do(ctx, "PING")
+	require.Error(t, err)
+	require.NoError(t, n.Resume())
+	_, err = n.Do(t.Context(), "PING")
+	require.NoError(t, err)
+}
+
+func TestReplicatedLogsInWithItsReplicationUser(t *testing.T) {
+	set := RedisReplicated(t, 2, WithReplicationUser("repl", "one"))
+	info, err := set.Nodes[0].Info(t.Context(), "replication")
+	require.NoError(t, err)
+	require.Equal(t, "2", info["connected_slaves"])
+}
+
+func TestClusterIsWhole(t *testing.T) {
+	set := RedisCluster(t)
+	require.Len(t, set.Addrs(), 6)
+}
+
+func TestProxyFaults(t *testing.T) {
+	n := Redis(t, WithoutConfigFile())
+	p, err := NewProxy(n.Addr)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close()) }()
+
+	stop := p.Capture()
+	require.NoError(t, ping(p.Addr()))
+	require.Contains(t, string(stop()), "PING")
+
+	p.SetLatency(30*time.Millisecond, 30*time.Millisecond)
+	before := time.Now()
+	require.NoError(t, ping(p.Addr()))
+	require.GreaterOrEqual(t, time.Since(before), 60*time.Millisecond)
+
+	for name, fault := range map[string]func(){
+		"blackhole":        func() { p.Blackhole(true) },
+		"lost replies":     func() { p.LoseReplies(true) },
+		"one lost reply":   func() { p.LoseReplyTo("ping") },
+		"connections died": func() { p.Cut(true) },
+	} {
+		p.Heal()
+		require.NoError(t, ping(p.Addr()))
+		fault()
+		require.Error(t, ping(p.Addr()), name)
+	}
+}
+
+func ping(addr string) error {
+	c, err := net.DialTimeout("tcp", addr, time.Second)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte("PING\r\n")); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(c, make([]byte, len("+PONG\r\n")))
+	return err
+}
