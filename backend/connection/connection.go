@@ -141,3 +141,15 @@ func (e *Entry) CheckDiscovered(node netip.Addr, seeds []netip.Addr) error {
 	return fmt.Errorf("discovered node %s is outside the networks that connection %q may reach; "+
 		"add its network to allowed_cidrs, or map it with address_map", node, e.Name)
 }
+
+// CheckPatterns refuses globs that could never match.
+func (e *Entry) CheckPatterns() error {
+	for field, patterns := range map[string][]string{"allowed_roles": e.AllowedRoles, "allowed_usernames": e.AllowedUsernames} {
+		for _, p := range patterns {
+			if _, err := path.Match(p, ""); err != nil {
+				return fmt.Errorf("%s holds %q, which is no glob; use names, or * and ? within them", field, p)
+			}
+		}
+	}
+	return nil
+}

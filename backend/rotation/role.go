@@ -21,6 +21,8 @@ type Role struct {
 	// claimed its user there.
 	Target string `json:"target,omitempty"`
 
+	// Given is what the user wrote, Spec the same with the kind's defaults.
+	Given        kind.Spec      `json:"given"`
 	Spec         kind.Spec      `json:"spec"`
 	Schedule     schedule.Spec  `json:"schedule"`
 	GracePeriod  *time.Duration `json:"grace_period,omitempty"`  // nil: the mount's

@@ -1,0 +1,218 @@
+package harmonyflow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+)
+
+// operationPrefix groups the engine's operations in the OpenAPI document.
+const operationPrefix = "harmony-flow"
+
+// maxValue bounds every value a user may send, in bytes.
+const maxValue = 32 << 10
+
+// answerWithin is how long a request waits for a rotation before it answers
+// with what there is: the CLI gives up at 60 s and Vault at 90 s, and both send
+// the request again.
+const answerWithin = 25 * time.Second
+
+// operation declares one operation of a path.
+type operation struct {
+	call     framework.OperationFunc
+	summary  string
+	verb     string // of the OpenAPI operation id
+	suffix   string
+	fields   map[string]*framework.FieldSchema // of the 200 answer
+	none     bool                              // answers 204
+	errors   []int
+	mutating bool
+}
+
+// handler wraps an operation with what all have in common: unknown fields are
+// refused, mutations are forwarded to the active node of the primary, refusals
+// become errors with their status.
+func (o operation) handler(known map[string]*framework.FieldSchema) framework.OperationHandler {
+	responses := map[int][]framework.Response{}
+	if o.none {
+		responses[http.StatusNoContent] = []framework.Response{{Description: "No Content"}}
+	} else {
+		responses[http.StatusOK] = []framework.Response{{Description: "OK", Fields: o.fields}}
+	}
+	for _, code := range o.errors {
+		responses[code] = []framework.Response{{Description: http.StatusText(code)}}
+	}
+	return &framework.PathOperation{
+		Callback:                    strict(known, o.call),
+		Summary:                     o.summary,
+		Responses:                   responses,
+		ForwardPerformanceStandby:   o.mutating,
+		ForwardPerformanceSecondary: o.mutating,
+		DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: o.verb, OperationSuffix: o.suffix},
+	}
+}
+
+// strict refuses fields that the path does not have, values that are too large,
+// and names that a path could not carry.
+func strict(known map[string]*framework.FieldSchema, call framework.OperationFunc) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		for name, value := range req.Data {
+			if known[name] == nil {
+				return refuse("unknown field %q; this path takes %s", name, list(known))
+			}
+			if s, ok := value.(string); ok && len(s) > maxValue {
+				return refuse("field %q has %d bytes; at most %d are allowed", name, len(s), maxValue)
+			}
+			if value == nil {
+				d.Raw[name] = "" // JSON null clears a field, as an empty value does
+			}
+		}
+		if name, ok := d.Raw["name"].(string); ok {
+			if err := checkName(name); err != nil {
+				return refuse("%v", err)
+			}
+		}
+		resp, err := call(ctx, req, d)
+		return resp, coded(err)
+	}
+}
+
+func list(known map[string]*framework.FieldSchema) string {
+	if len(known) == 0 {
+		return "none"
+	}
+	return strings.Join(slices.Sorted(maps.Keys(known)), ", ")
+}
+
+var nameRegexp = regexp.MustCompile(`^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?$`)
+
+func checkName(name string) error {
+	switch {
+	case !nameRegexp.MatchString(name):
+		return fmt.Errorf("name %.64q is not allowed; use 1 to 128 of the characters A-Z a-z 0-9 _ . - and begin with a letter or digit", name)
+	case name == "all":
+		return errors.New(`name "all" is reserved for every role at once; choose another`)
+	}
+	return nil
+}
+
+// refuse answers 400 with one sentence.
+func refuse(format string, args ...any) (*logical.Response, error) {
+	return logical.ErrorResponse(format, args...), logical.ErrInvalidRequest
+}
+
+// coded gives the engine's refusals their HTTP status.
+func coded(err error) error {
+	var c *rotation.Conflict
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &c):
+		return logical.CodedError(http.StatusConflict, c.Text)
+	case errors.Is(err, rotation.ErrNotFound):
+		return logical.CodedError(http.StatusNotFound, err.Error())
+	}
+	return err
+}
+
+func notFound(format string, args ...any) error {
+	return logical.CodedError(http.StatusNotFound, fmt.Sprintf(format, args...))
+}
+
+func conflict(format string, args ...any) error {
+	return logical.CodedError(http.StatusConflict, fmt.Sprintf(format, args...))
+}
+
+func requester(req *logical.Request) rotation.Requester {
+	return rotation.Requester{
+		EntityID: req.EntityID, Accessor: req.ClientTokenAccessor,
+		DisplayName: req.DisplayName, RequestID: req.ID,
+	}
+}
+
+// requestKeys identify a request: Vault sends the same one again when the
+// plugin dies under it, and a user may give a key of his own.
+func requestKeys(req *logical.Request, d *framework.FieldData) [][]string {
+	var keys [][]string
+	if req.ID != "" {
+		keys = append(keys, []string{"id", req.ID})
+	}
+	if k, _ := d.Get("idempotency_key").(string); k != "" {
+		keys = append(keys, []string{"key", req.EntityID, req.Path, k})
+	}
+	return keys
+}
+
+// formatTime prints a time as every answer does; "" for none.
+func formatTime(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339Nano)
+}
+
+func seconds(d time.Duration) int64 { return int64(d / time.Second) }
+
+// duration reads a TypeDurationSecond field.
+func duration(d *framework.FieldData, name string) time.Duration {
+	return time.Duration(d.Get(name).(int)) * time.Second
+}
+
+// Fields that several paths share.
+var (
+	nameField = &framework.FieldSchema{
+		Type: framework.TypeString, Required: true,
+		Description: "Name: 1 to 128 of the characters A-Z a-z 0-9 _ . - (\"all\" is reserved).",
+	}
+	kindField = &framework.FieldSchema{
+		Type: framework.TypeString, Required: true,
+		Description: "Kind of secret, for example redis or api-key.",
+	}
+	reasonField = &framework.FieldSchema{
+		Type: framework.TypeString, Description: "Why, in words; kept with the rotation.",
+	}
+	idempotencyField = &framework.FieldSchema{
+		Type:        framework.TypeString,
+		Description: "A key of your own: a repeat of the request with the same key answers with the same rotation.",
+	}
+	keyInfoFields = map[string]*framework.FieldSchema{
+		"keys":     {Type: framework.TypeStringSlice, Description: "Names."},
+		"key_info": {Type: framework.TypeMap, Description: "What there is to know about each, by name."},
+	}
+)
+
+// stringField, and the like, are for declaring what answers hold.
+func stringField(description string) *framework.FieldSchema {
+	return &framework.FieldSchema{Type: framework.TypeString, Description: description}
+}
+
+func boolField(description string) *framework.FieldSchema {
+	return &framework.FieldSchema{Type: framework.TypeBool, Description: description}
+}
+
+func intField(description string) *framework.FieldSchema {
+	return &framework.FieldSchema{Type: framework.TypeInt64, Description: description}
+}
+
+func listField(description string) *framework.FieldSchema {
+	return &framework.FieldSchema{Type: framework.TypeStringSlice, Description: description}
+}
+
+func mapField(description string) *framework.FieldSchema {
+	return &framework.FieldSchema{Type: framework.TypeMap, Description: description}
+}
+
+func durationField(description string) *framework.FieldSchema {
+	return &framework.FieldSchema{Type: framework.TypeDurationSecond, Description: description}
+}

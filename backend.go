@@ -1,0 +1,178 @@
+// Package harmonyflow is a Vault secrets engine that rotates long-lived
+// application secrets in place: it changes the credential at its target, proves
+// that the new one works, serves it, and takes the old one away only after that.
+//
+// This package is the Vault API and nothing more: one path_*.go a path family,
+// each of which decodes a request, calls into backend/, and encodes the answer.
+// The rules are in backend/rotation.
+package harmonyflow
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/buildinfo"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
+)
+
+var _ logical.Factory = Factory
+
+type backend struct {
+	*framework.Backend
+
+	storage     *storage.Fenced
+	connections *connection.Store
+	engine      *rotation.Engine
+	kinds       []kindEntry
+
+	// connectionWrite is held while a connection is checked and written.
+	connectionWrite chan struct{}
+}
+
+// stopTimeout is how long Clean waits for work under way. Vault waits for it
+// while it seals or steps down.
+const stopTimeout = 5 * time.Second
+
+// Factory wires a backend. It reads and starts nothing: Vault also calls it to
+// learn what the plugin is, without storage.
+func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend, error) {
+	b := newBackend(conf)
+	if err := b.Setup(ctx, conf); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func newBackend(conf *logical.BackendConfig) *backend {
+	b := &backend{kinds: kinds(), connectionWrite: make(chan struct{}, 1)}
+	b.storage = storage.Fence(conf.StorageView)
+	b.connections = connection.NewStore(b.storage)
+	b.engine = rotation.New(rotation.Options{
+		Storage:    b.storage,
+		Logger:     conf.Logger,
+		Kind:       b.kind,
+		Target:     b.target,
+		Generation: b.connections.Generation,
+		Source:     source{b},
+		Active:     b.active,
+	})
+	b.Backend = &framework.Backend{
+		Help:           strings.TrimSpace(backendHelp),
+		BackendType:    logical.TypeLogical,
+		RunningVersion: buildinfo.Version,
+		PathsSpecial:   &logical.Paths{SealWrapStorage: storage.SealWrapped()},
+		Paths: framework.PathAppend(
+			b.pathConfig(),
+			b.pathConnections(),
+			b.pathRoles(),
+			b.pathCreds(),
+			b.pathRotate(),
+			b.pathRotations(),
+			b.pathRollback(),
+			b.pathRetire(),
+			b.pathReconcile(),
+			b.pathVerify(),
+			b.pathStatus(),
+		),
+		InitializeFunc: b.initialize,
+		PeriodicFunc:   b.periodic,
+		Clean:          b.clean,
+		Invalidate:     b.invalidate,
+	}
+	return b
+}
+
+// initialize runs after unseal and after the plugin was restarted. What was
+// interrupted is found in the background.
+func (b *backend) initialize(context.Context, *logical.InitializationRequest) error {
+	b.engine.Tick()
+	return nil
+}
+
+// periodic runs about once a minute, and is what revives the engine after its
+// process was killed.
+func (b *backend) periodic(context.Context, *logical.Request) error {
+	b.engine.Tick()
+	return nil
+}
+
+func (b *backend) clean(context.Context) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	err := b.engine.Stop(ctx)
+	b.storage.Close()
+	if err != nil {
+		b.Logger().Warn(err.Error())
+	}
+}
+
+func (b *backend) invalidate(ctx context.Context, key string) {
+	if key == storage.Config {
+		if _, err := b.engine.LoadConfig(ctx); err != nil {
+			b.Logger().Warn("the configuration cannot be read again", "error", err)
+		}
+	}
+}
+
+// lockConnection serializes writes of connections. They are rare; one that waits
+// for a server that does not answer holds up only other such writes.
+func (b *backend) lockConnection(ctx context.Context, name string) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	select {
+	case b.connectionWrite <- struct{}{}:
+		return func() { <-b.connectionWrite }, nil
+	case <-ctx.Done():
+		return nil, conflict("connection %q cannot be written now, another connection is being tried; try again", name)
+	}
+}
+
+// active reports whether this node may write and rotate: only the active node of
+// a primary, and not while the mount is being taken away (its storage is about
+// to be erased).
+func (b *backend) active() bool {
+	sys := b.System()
+	if sys.Tainted() {
+		return false
+	}
+	state := sys.ReplicationState()
+	if state.HasState(consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary) {
+		return false
+	}
+	return sys.LocalMount() || !state.HasState(consts.ReplicationPerformanceSecondary)
+}
+
+// source is randomness, and Vault's password policies.
+type source struct{ b *backend }
+
+func (s source) Read(p []byte) (int, error) { return s.b.GetRandomReader().Read(p) }
+
+func (s source) FromPolicy(ctx context.Context, policy string) (string, error) {
+	password, err := s.b.System().GeneratePasswordFromPolicy(ctx, policy)
+	if err != nil {
+		return "", fmt.Errorf("password policy %q cannot be used; read sys/policies/password/%s: %w", policy, policy, err)
+	}
+	return password, nil
+}
+
+var _ kind.Source = source{}
+
+const backendHelp = `
+HarmonyFlow rotates long-lived application secrets in place: passwords of
+servers, API keys and tokens. It changes a credential at its target, proves by a
+login at every node that the new one works, serves it at creds/<role>, keeps the
+old one accepted for a grace period, and takes it away only after that. Every
+step is stored before it is taken, so that nothing is lost whatever crashes.
+
+Start with connections/<name> (how to reach a server with admin rights) and
+roles/<name> (one secret); then write rotate/<kind>/<name>.
+`

@@ -1,0 +1,71 @@
+package connection
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
+)
+
+// maxEntry bounds a stored connection.
+const maxEntry = 64 << 10
+
+// Store reads and writes connections.
+type Store struct{ s logical.Storage }
+
+// NewStore returns a Store over s.
+func NewStore(s logical.Storage) *Store { return &Store{s: s} }
+
+// Get reads a connection; nil when there is none.
+func (st *Store) Get(ctx context.Context, name string) (*Entry, error) {
+	e, err := storage.Get[Entry](ctx, st.s, storage.Connection+name)
+	if e != nil {
+		e.Name = name
+	}
+	return e, err
+}
+
+// Must reads a connection that a role needs; that there is none is definite.
+func (st *Store) Must(ctx context.Context, name string) (*Entry, error) {
+	e, err := st.Get(ctx, name)
+	if err == nil && e == nil {
+		err = Missing(name)
+	}
+	return e, err
+}
+
+// Missing says that a connection does not exist, and what to do.
+func Missing(name string) error {
+	return kind.Definitely("connection %q does not exist; write connections/%s first", name, name)
+}
+
+// Generation returns how often a connection was written; 0 when it does not
+// exist.
+func (st *Store) Generation(ctx context.Context, name string) (int, error) {
+	e, err := st.Get(ctx, name)
+	if err != nil || e == nil {
+		return 0, err
+	}
+	return e.Generation, nil
+}
+
+// Put writes a connection.
+func (st *Store) Put(ctx context.Context, e *Entry) error {
+	return storage.Put(ctx, st.s, storage.Connection+e.Name, e, maxEntry)
+}
+
+// Delete removes a connection.
+func (st *Store) Delete(ctx context.Context, name string) error {
+	if err := st.s.Delete(ctx, storage.Connection+name); err != nil {
+		return fmt.Errorf("deleting connection %q: %w", name, err)
+	}
+	return nil
+}
+
+// List names all connections.
+func (st *Store) List(ctx context.Context) ([]string, error) {
+	return st.s.List(ctx, storage.Connection)
+}

@@ -1,0 +1,112 @@
+package rotation
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// EachRole calls f with every role, a page at a time, until it returns false.
+func (st *Store) EachRole(ctx context.Context, f func(*Role) bool) error {
+	names, err := st.RoleNames(ctx)
+	if err != nil {
+		return err
+	}
+	for page := range slices.Chunk(names, 1000) {
+		roles, err := st.Roles(ctx, page)
+		if err != nil {
+			return err
+		}
+		for _, r := range roles {
+			if r != nil && !f(r) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// FirstRole returns the name of a role that match accepts, or "".
+func (st *Store) FirstRole(ctx context.Context, match func(*Role) bool) (name string, err error) {
+	err = st.EachRole(ctx, func(r *Role) bool {
+		if match(r) {
+			name = r.Name
+		}
+		return name == ""
+	})
+	return name, err
+}
+
+// RolesOfKind names the roles of a kind; of every kind when kind is "".
+func (st *Store) RolesOfKind(ctx context.Context, kind string) ([]string, error) {
+	if kind == "" {
+		return st.RoleNames(ctx)
+	}
+	var names []string
+	err := st.EachRole(ctx, func(r *Role) bool {
+		if r.Kind == kind {
+			names = append(names, r.Name)
+		}
+		return true
+	})
+	return names, err
+}
+
+// AllParts returns the parts of a rotation, those of its children included.
+func (st *Store) AllParts(ctx context.Context, h *Header) ([]Part, error) {
+	parts, err := st.Parts(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range h.Children {
+		child, err := st.Header(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if child == nil {
+			continue
+		}
+		more, err := st.Parts(ctx, child)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, more...)
+	}
+	return parts, nil
+}
+
+// StateOf is the state of a rotation with these parts.
+func StateOf(h *Header, parts []Part) State {
+	if h.State != "" && len(h.Children) == 0 {
+		return h.State
+	}
+	return Summarize(parts)
+}
+
+// WaitAll waits for a rotation and its children.
+func (e *Engine) WaitAll(ctx context.Context, h *Header, until Until) {
+	e.Wait(ctx, h.ID, until)
+	for _, id := range h.Children {
+		e.Wait(ctx, id, until)
+	}
+}
+
+// Longest is how long a rotation may take with a grace period: the least time
+// between two scheduled ones.
+func Longest(grace time.Duration) time.Duration {
+	return grace + preflightTimeout + credentialTimeout
+}
+
+// Line prints a criterion.
+func (c Criterion) Line() string {
+	s := c.Name
+	if c.Met {
+		s = "met: " + s
+	} else {
+		s = "not met: " + s
+	}
+	if c.Detail != "" {
+		s += " (" + c.Detail + ")"
+	}
+	return s
+}

@@ -1,0 +1,86 @@
+package harmonyflow
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+)
+
+func (b *backend) pathConfig() []*framework.Path {
+	fields := map[string]*framework.FieldSchema{
+		"grace_period":  durationField("How long the previous version stays accepted after promotion, where a role does not say. Default 1h."),
+		"keep_versions": intField("How many versions of a role are kept, where it does not say. Default 5."),
+		"workers":       intField("How many batches of roles are worked on at once. Default 32."),
+		"freeze":        boolField("While true no rotation starts, scheduled or manual. Running ones go on."),
+	}
+	return []*framework.Path{{
+		Pattern: "config",
+		Fields:  fields,
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: operation{
+				call: b.readConfig, summary: "Read the mount's defaults.", verb: "read", suffix: "configuration", fields: fields,
+			}.handler(nil),
+			logical.UpdateOperation: operation{
+				call: b.writeConfig, summary: "Write the mount's defaults; what is not given stays.",
+				verb: "configure", none: true, errors: []int{400}, mutating: true,
+			}.handler(fields),
+		},
+		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+		HelpSynopsis:    "Defaults of the mount.",
+		HelpDescription: "Defaults that roles may override, how many workers rotate at once, and a freeze that stops new rotations.",
+	}}
+}
+
+func (b *backend) readConfig(ctx context.Context, _ *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	c, err := b.engine.LoadConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &logical.Response{Data: map[string]any{
+		"grace_period":  seconds(c.GracePeriod),
+		"keep_versions": int64(c.KeepVersions),
+		"workers":       int64(c.Workers),
+		"freeze":        c.Freeze,
+	}}, nil
+}
+
+func (b *backend) writeConfig(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	c, err := b.engine.LoadConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defaults := rotation.DefaultConfig()
+	if _, ok := d.GetOk("grace_period"); ok {
+		c.GracePeriod = duration(d, "grace_period")
+	}
+	if v, ok := d.GetOk("keep_versions"); ok {
+		if c.KeepVersions = int(v.(int64)); c.KeepVersions == 0 {
+			c.KeepVersions = defaults.KeepVersions
+		}
+	}
+	if v, ok := d.GetOk("workers"); ok {
+		if c.Workers = int(v.(int64)); c.Workers == 0 {
+			c.Workers = defaults.Workers
+		}
+	}
+	if v, ok := d.GetOk("freeze"); ok {
+		c.Freeze = v.(bool)
+	}
+	switch {
+	case c.GracePeriod < 0 || c.GracePeriod > 90*24*time.Hour:
+		return refuse("grace_period is %s; it may be 0 to 2160h", c.GracePeriod)
+	case c.KeepVersions < 2 || c.KeepVersions > maxKeepVersions:
+		return refuse("keep_versions is %d; it may be 2 to %d", c.KeepVersions, maxKeepVersions)
+	case c.Workers < 1 || c.Workers > 256:
+		return refuse("workers is %d; it may be 1 to 256", c.Workers)
+	}
+	return nil, b.engine.SetConfig(ctx, c)
+}
+
+// maxKeepVersions keeps a role of the largest values within its entry: seven of
+// 32 KiB fit into 256 KiB, and most secrets are far smaller.
+const maxKeepVersions = 50

@@ -1,0 +1,330 @@
+package harmonyflow
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/redis"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+func (b *backend) pathConnections() []*framework.Path {
+	fields := map[string]*framework.FieldSchema{
+		"name": nameField,
+		"type": {Type: framework.TypeString, AllowedValues: []any{connection.TypeRedis}, Description: "What is connected to: redis."},
+		"verify_connection": {
+			Type: framework.TypeBool, Default: true,
+			Description: "Whether a write logs in at every node first, and is refused when that fails. Default true.",
+		},
+		"allowed_roles":     {Type: framework.TypeCommaStringSlice, Description: "Roles (or globs) that may use the connection; none by default."},
+		"allowed_usernames": {Type: framework.TypeCommaStringSlice, Description: "Users (or globs) that roles may manage here; by default any but the connection's own."},
+		"address_map":       {Type: framework.TypeKVPairs, Description: "Addresses to dial instead of discovered ones: discovered=reachable."},
+		"addresses":         {Type: framework.TypeCommaStringSlice, Description: "Seed addresses, host:port; the other nodes are discovered."},
+		"topology":          {Type: framework.TypeString, Description: "auto (default), standalone or cluster."},
+		"username":          {Type: framework.TypeString, Description: "Admin user. Default \"default\"."},
+		"password":          {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Its password. Never read back."},
+		"persistence":       {Type: framework.TypeString, Description: "How a node makes users survive its restart: auto (default), acl-save, config-rewrite, none."},
+		"allowed_cidrs":     {Type: framework.TypeCommaStringSlice, Description: "Networks that discovered nodes may be in; by default those of the seeds (/24, /64)."},
+	}
+	answer := map[string]*framework.FieldSchema{
+		"type": stringField("Type."), "allowed_roles": listField("Roles."), "allowed_usernames": listField("Users."),
+		"address_map": mapField("Discovered to reachable."), "addresses": listField("Seeds."), "topology": stringField("Topology."),
+		"username": stringField("Admin user."), "persistence": stringField("Persistence."), "allowed_cidrs": listField("Networks."),
+		"identity": stringField("What the target is known by, whatever the connection's name."),
+	}
+	verified := map[string]*framework.FieldSchema{
+		"summary": stringField("What was found."), "nodes": listField("Nodes that were logged in to."),
+	}
+	return []*framework.Path{
+		{
+			Pattern: "connections/?$",
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ListOperation: operation{
+					call: b.listConnections, summary: "List connections.", verb: "list", suffix: "connections", fields: keyInfoFields,
+				}.handler(nil),
+			},
+			DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis:    "List connections.",
+			HelpDescription: "Lists the names of all connections, with their types.",
+		},
+		{
+			Pattern:        "connections/(?P<name>.+)",
+			Fields:         fields,
+			ExistenceCheck: b.connectionExists,
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ReadOperation: operation{
+					call: b.readConnection, summary: "Read a connection, without its password.", verb: "read", suffix: "connection", fields: answer, errors: []int{404},
+				}.handler(nil),
+				logical.CreateOperation: operation{
+					call: b.writeConnection, summary: "Create a connection.", verb: "write", suffix: "connection", fields: verified, errors: []int{400}, mutating: true,
+				}.handler(fields),
+				logical.UpdateOperation: operation{
+					call: b.writeConnection, summary: "Change a connection.", verb: "write", suffix: "connection", fields: verified, errors: []int{400}, mutating: true,
+				}.handler(fields),
+				logical.DeleteOperation: operation{
+					call: b.deleteConnection, summary: "Delete a connection that no role uses.", verb: "delete", suffix: "connection", none: true, errors: []int{409}, mutating: true,
+				}.handler(nil),
+			},
+			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis: "How the engine reaches a server with admin rights.",
+			HelpDescription: `A write logs in at every node with the admin user, unless verify_connection=false, and remembers
+who may use the connection. A partial write keeps what was not given; a write that changes addresses or
+address_map must bring the password again, or the stored one could be sent to a stranger. Writing a
+connection also forgets nodes that have gone for good.`,
+		},
+	}
+}
+
+func (b *backend) listConnections(ctx context.Context, _ *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	names, err := b.connections.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	info := map[string]any{}
+	for _, name := range names {
+		e, err := b.connections.Get(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if e != nil {
+			info[name] = map[string]any{"type": e.Type}
+		}
+	}
+	return logical.ListResponseWithInfo(names, info), nil
+}
+
+func (b *backend) connectionExists(ctx context.Context, _ *logical.Request, d *framework.FieldData) (bool, error) {
+	name := d.Get("name").(string)
+	if checkName(name) != nil {
+		return false, nil
+	}
+	e, err := b.connections.Get(ctx, name)
+	return e != nil, err
+}
+
+func (b *backend) readConnection(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	e, err := b.connections.Get(ctx, d.Get("name").(string))
+	if err != nil || e == nil {
+		return nil, err
+	}
+	data := map[string]any{
+		"type": e.Type, "allowed_roles": orEmpty(e.AllowedRoles), "allowed_usernames": orEmpty(e.AllowedUsernames),
+		"address_map": stringMap(e.AddressMap), "username": e.Username(), "identity": e.Identity,
+		"addresses": orEmpty(e.Redis.Addresses), "topology": e.Redis.Topology,
+		"persistence": e.Redis.Persistence, "allowed_cidrs": orEmpty(e.Redis.AllowedCIDRs),
+	}
+	return &logical.Response{Data: data}, nil
+}
+
+func orEmpty(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+func stringMap(m map[string]string) map[string]any {
+	out := map[string]any{}
+	for k, v := range m {
+		out[k] = v
+	}
+	return out
+}
+
+func (b *backend) writeConnection(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("name").(string)
+	unlock, err := b.lockConnection(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	before, err := b.connections.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	e, err := connectionFrom(before, name, d)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	resp := &logical.Response{Data: map[string]any{}}
+	if d.Get("verify_connection").(bool) {
+		info, err := redis.Verify(ctx, e)
+		if err != nil {
+			return refuse("connection %q cannot be used: %v; nothing was stored (verify_connection=false stores it all the same)", name, err)
+		}
+		e.Identity = info.Identity
+		resp.Data["summary"], resp.Data["nodes"] = found(info)
+		resp.Warnings = info.Warnings
+	} else {
+		if !sameEndpoint(before, e) {
+			e.Identity = "" // found when the first role is created
+		}
+		resp.Data["summary"], resp.Data["nodes"] = "stored without being tried", []string{}
+	}
+	e.Generation++
+	return resp, b.connections.Put(ctx, e)
+}
+
+// found says what a verified connection leads to.
+func found(info redis.Info) (summary string, nodes []string) {
+	nodes = make([]string, 0, len(info.Nodes))
+	for _, n := range info.Nodes {
+		switch {
+		case n.Err != nil:
+			nodes = append(nodes, n.Name+" (no answer)")
+		default:
+			nodes = append(nodes, fmt.Sprintf("%s (%s, Redis %s)", n.Name, n.Role, n.Version))
+		}
+	}
+	return fmt.Sprintf("%s, %d nodes", info.Topology, len(nodes)), nodes
+}
+
+// identify makes sure that the target behind a connection is known by its own
+// identity, also where the connection was stored without being tried.
+func (b *backend) identify(ctx context.Context, e *connection.Entry) error {
+	if e.Identity != "" {
+		return nil
+	}
+	unlock, err := b.lockConnection(ctx, e.Name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	info, err := redis.Verify(ctx, e)
+	if err != nil {
+		return fmt.Errorf("connection %q cannot be used: %w", e.Name, err)
+	}
+	e.Identity = info.Identity
+	return b.connections.Put(ctx, e)
+}
+
+// connectionFrom applies what was given to what is stored, and refuses what
+// cannot be.
+func connectionFrom(before *connection.Entry, name string, d *framework.FieldData) (*connection.Entry, error) {
+	e := &connection.Entry{Name: name, Redis: &connection.Redis{Topology: "auto", Persistence: "auto"}}
+	if before != nil {
+		copied, settings := *before, *before.Redis
+		e = &copied
+		e.Redis = &settings
+	}
+	if err := setType(e, d); err != nil {
+		return nil, err
+	}
+	setStrings(d, "allowed_roles", &e.AllowedRoles)
+	setStrings(d, "allowed_usernames", &e.AllowedUsernames)
+	setStrings(d, "addresses", &e.Redis.Addresses)
+	setStrings(d, "allowed_cidrs", &e.Redis.AllowedCIDRs)
+	setString(d, "topology", &e.Redis.Topology, "auto")
+	setString(d, "persistence", &e.Redis.Persistence, "auto")
+	if v, ok := d.GetOk("address_map"); ok {
+		e.AddressMap = v.(map[string]string)
+	}
+	if err := setAdmin(before, e, d); err != nil {
+		return nil, err
+	}
+	if err := e.CheckPatterns(); err != nil {
+		return nil, err
+	}
+	return e, redis.ValidateConfig(e.Redis)
+}
+
+func setType(e *connection.Entry, d *framework.FieldData) error {
+	given, ok := d.GetOk("type")
+	switch {
+	case !ok && e.Type == "":
+		return fmt.Errorf("type is missing; allowed is %s", connection.TypeRedis)
+	case !ok:
+		return nil
+	case given.(string) != connection.TypeRedis:
+		return fmt.Errorf("type %q is not known; allowed is %s", given, connection.TypeRedis)
+	}
+	e.Type = given.(string)
+	return nil
+}
+
+// setAdmin sets the admin credential. Who changes where it is sent has to bring
+// it again.
+func setAdmin(before, e *connection.Entry, d *framework.FieldData) error {
+	password, given := d.GetOk("password")
+	username, renamed := d.GetOk("username")
+	switch {
+	case before == nil && !given:
+		return fmt.Errorf("password is missing; give the admin user's password")
+	case before != nil && !given && !sameEndpoint(before, e):
+		return fmt.Errorf("addresses, address_map or allowed_cidrs change where the stored password is sent; give username and password in the same request")
+	case before != nil && !given && renamed && username.(string) != before.Username():
+		return fmt.Errorf("username changes; give its password in the same request")
+	case !given:
+		return nil
+	}
+	m := kind.Material{Username: "default", Secret: password.(string)}
+	if before != nil {
+		m.Username = before.Username()
+	}
+	if renamed && username.(string) != "" {
+		m.Username = username.(string)
+	}
+	if m.Secret == "" {
+		return fmt.Errorf("password is empty; the admin user needs one")
+	}
+	if current := e.Admin.With(version.Current); current == nil || !current.Material.Same(m) {
+		e.Admin = connection.NewAdmin(m)
+	}
+	return nil
+}
+
+func sameEndpoint(before, e *connection.Entry) bool {
+	if before == nil {
+		return false
+	}
+	if len(before.AddressMap) != len(e.AddressMap) {
+		return false
+	}
+	for k, v := range before.AddressMap {
+		if e.AddressMap[k] != v {
+			return false
+		}
+	}
+	return slices.Equal(before.Redis.Addresses, e.Redis.Addresses) &&
+		slices.Equal(before.Redis.AllowedCIDRs, e.Redis.AllowedCIDRs)
+}
+
+func setStrings(d *framework.FieldData, name string, to *[]string) {
+	if v, ok := d.GetOk(name); ok {
+		*to = v.([]string)
+	}
+}
+
+func setString(d *framework.FieldData, name string, to *string, empty string) {
+	if v, ok := d.GetOk(name); ok {
+		if *to = v.(string); *to == "" {
+			*to = empty
+		}
+	}
+}
+
+// deleteConnection refuses while a role uses the connection: its admin password
+// would be the only thing left that can reach what the role manages.
+func (b *backend) deleteConnection(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("name").(string)
+	unlock, err := b.lockConnection(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	user, err := b.engine.Store().FirstRole(ctx, func(r *rotation.Role) bool { return r.Connection == name })
+	if err != nil {
+		return nil, err
+	}
+	if user != "" {
+		return nil, conflict("connection %q is used by role %q; delete the roles that use it first", name, user)
+	}
+	return nil, b.connections.Delete(ctx, name)
+}

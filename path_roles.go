@@ -1,0 +1,459 @@
+package harmonyflow
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+func (b *backend) pathRoles() []*framework.Path {
+	fields := roleFields()
+	answer := roleAnswer()
+	written := rotationAnswer()
+	write := func(call framework.OperationFunc, summary, verb string) framework.OperationHandler {
+		return operation{
+			call: call, summary: summary, verb: verb, suffix: "role", fields: written, errors: []int{400, 404, 409}, mutating: true,
+		}.handler(fields)
+	}
+	return []*framework.Path{
+		{
+			Pattern: "roles/?$",
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ListOperation: operation{
+					call: b.listRoles, summary: "List roles.", verb: "list", suffix: "roles", fields: keyInfoFields,
+				}.handler(nil),
+			},
+			DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis:    "List roles.",
+			HelpDescription: "Lists the names of all roles, with kind, state and version.",
+		},
+		{
+			Pattern:        "roles/(?P<name>.+)",
+			Fields:         fields,
+			ExistenceCheck: b.roleExists,
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ReadOperation: operation{
+					call: b.readRole, summary: "Read a role, without its secrets.", verb: "read", suffix: "role", fields: answer, errors: []int{404},
+				}.handler(nil),
+				logical.CreateOperation: write(b.createRole, "Create a role: adopt an existing secret, or make the first version.", "write"),
+				logical.UpdateOperation: write(b.updateRole, "Change a role; what is not given stays.", "write"),
+				logical.PatchOperation:  write(b.updateRole, "Change a role; what is not given stays.", "patch"),
+				logical.DeleteOperation: operation{
+					call: b.deleteRole, summary: "Delete a role; its secret goes on working.", verb: "delete", suffix: "role", none: true, errors: []int{409}, mutating: true,
+				}.handler(nil),
+			},
+			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis: "One secret under rotation.",
+			HelpDescription: `Creating a role adopts the secret its user has (initial_password, initial_value), proven by a login, or makes
+the first version. Where the user has a password that was not given, the request is refused unless
+overwrite_existing=true. While a role rotates only its schedule, grace_period and description may be
+written. Deleting one leaves its secret working, and keeps it for 30 days: creating the role again goes on
+with its version numbers.`,
+		},
+	}
+}
+
+func roleFields() map[string]*framework.FieldSchema {
+	sensitive := &framework.DisplayAttributes{Sensitive: true}
+	return map[string]*framework.FieldSchema{
+		"name":                       nameField,
+		"kind":                       {Type: framework.TypeString, Description: "Kind of secret: redis or api-key. Given once."},
+		"description":                {Type: framework.TypeString, Description: "A sentence for people, up to 1024 bytes."},
+		"connection":                 {Type: framework.TypeString, Description: "Connection whose server holds the user. Given once."},
+		"username":                   {Type: framework.TypeString, Description: "User under rotation. Given once."},
+		"strategy":                   {Type: framework.TypeString, Description: "overlap (both accepted until retired) or swap (one replaces the other); the kind says which it can do and which is its default."},
+		"initial_password":           {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "Password the user has now; adopted as version 1. Only when creating. Never read back."},
+		"initial_value":              {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "The same for kinds without users. Only when creating. Never read back."},
+		"overwrite_existing":         {Type: framework.TypeBool, Description: "Replace a password that was not given. Only when creating."},
+		"password_policy":            {Type: framework.TypeString, Description: "Vault password policy that makes new secrets."},
+		"length":                     {Type: framework.TypeInt64, Description: "Characters of a new secret. Default 32."},
+		"encoding":                   {Type: framework.TypeString, Description: "Characters of an api-key: alphanumeric (default), hex or base64url."},
+		"prefix":                     {Type: framework.TypeString, Description: "Put before each api-key."},
+		"previous_field":             {Type: framework.TypeString, Description: "Name under which creds/ also carries the previous value of an api-key during grace; makes the strategy overlap."},
+		"rotation_period":            {Type: framework.TypeDurationSecond, Description: "Rotate this long after the last rotation; 0 for none."},
+		"rotation_schedule":          {Type: framework.TypeString, Description: "Rotate by a cron of five fields, in UTC; empty for none."},
+		"rotation_window":            {Type: framework.TypeDurationSecond, Description: "How long after a slot of rotation_schedule a rotation may still begin; without it a missed slot stays due."},
+		"disable_automated_rotation": {Type: framework.TypeBool, Description: "Keep the schedule and do not act on it."},
+		"grace_period":               {Type: framework.TypeDurationSecond, Description: "How long the previous version stays accepted after promotion; empty for the mount's."},
+		"keep_versions":              {Type: framework.TypeInt64, Description: "How many versions are kept; 0 for the mount's. None that may still be accepted is ever forgotten."},
+		"allow_partial":              {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
+	}
+}
+
+func roleAnswer() map[string]*framework.FieldSchema {
+	return map[string]*framework.FieldSchema{
+		"kind": stringField("Kind."), "description": stringField("Description."), "connection": stringField("Connection."),
+		"username": stringField("User."), "strategy": stringField("Strategy."), "password_policy": stringField("Policy."),
+		"length": intField("Length."), "encoding": stringField("Encoding."), "prefix": stringField("Prefix."), "previous_field": stringField("Field."),
+		"rotation_period": durationField("Period, in seconds."), "rotation_schedule": stringField("Cron."), "rotation_window": durationField("Window, in seconds."),
+		"disable_automated_rotation": boolField("Whether the schedule is off."), "grace_period": durationField("Grace, in seconds; the mount's where the role has none."),
+		"keep_versions": intField("Versions kept; the mount's where the role has none."), "allow_partial": boolField("Whether nodes may be down."),
+		"state": stringField("idle, rotating, grace, suspended or drifted."), "version": intField("Current version."),
+		"versions":       mapField("Stage and times of each version kept, by number."),
+		"last_rotation":  stringField("When the current version was promoted, RFC 3339."),
+		"next_rotation":  stringField("Stored time of the next scheduled rotation, RFC 3339."),
+		"rotation_id":    stringField("Rotation under way."),
+		"last_error":     stringField("Why the last rotation failed, or what the running one waits for."),
+		"last_run":       stringField("Id and outcome of the last rotation."),
+		"suspended":      stringField("Why scheduled rotations have stopped."),
+		"drift":          stringField("How the target differs from what is stored."),
+		"retry_at":       stringField("Not before then a failed scheduled rotation is tried again, RFC 3339."),
+		"missed_nodes":   listField("Nodes that were passed over."),
+		"next_rotations": listField("The next three slots of the schedule."),
+	}
+}
+
+func (b *backend) listRoles(ctx context.Context, _ *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	names, err := b.engine.Store().RoleNames(ctx)
+	if err != nil {
+		return nil, err
+	}
+	roles, err := b.engine.Store().Roles(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	info := map[string]any{}
+	for _, r := range roles {
+		if r != nil {
+			info[r.Name] = map[string]any{"kind": r.Kind, "state": r.State(), "version": currentNumber(r)}
+		}
+	}
+	return logical.ListResponseWithInfo(names, info), nil
+}
+
+func (b *backend) roleExists(ctx context.Context, _ *logical.Request, d *framework.FieldData) (bool, error) {
+	name := d.Get("name").(string)
+	if checkName(name) != nil {
+		return false, nil
+	}
+	r, err := b.engine.Store().Role(ctx, name)
+	return r != nil, err
+}
+
+func currentNumber(r *rotation.Role) int64 {
+	if v := r.With(version.Current); v != nil {
+		return int64(v.Number)
+	}
+	return 0
+}
+
+func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	r, err := b.engine.Store().Role(ctx, d.Get("name").(string))
+	if err != nil || r == nil {
+		return nil, err
+	}
+	c, err := b.engine.LoadConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	keep := r.KeepVersions
+	if keep == 0 {
+		keep = c.KeepVersions
+	}
+	data := map[string]any{
+		"kind": r.Kind, "description": r.Description, "connection": r.Connection, "username": r.Spec.Username,
+		"strategy": string(r.Spec.Strategy), "password_policy": r.Spec.PasswordPolicy, "length": int64(r.Spec.Length),
+		"encoding": r.Spec.Encoding, "prefix": r.Spec.Prefix, "previous_field": r.Spec.PreviousField,
+		"rotation_period": seconds(r.Schedule.Period), "rotation_schedule": r.Schedule.Cron, "rotation_window": seconds(r.Schedule.Window),
+		"disable_automated_rotation": r.Schedule.Disabled, "grace_period": seconds(r.Grace(c)), "keep_versions": int64(keep),
+		"allow_partial": r.AllowPartial, "state": r.State(), "version": currentNumber(r), "versions": versionInfo(r),
+		"last_rotation": formatTime(r.LastRotation), "next_rotation": formatTime(r.Next), "suspended": r.Suspended,
+		"retry_at": formatTime(r.RetryAt),
+	}
+	describeRun(r, data)
+	return &logical.Response{Data: data}, nil
+}
+
+func describeRun(r *rotation.Role, data map[string]any) {
+	data["rotation_id"], data["last_error"], data["last_run"], data["drift"] = "", "", "", ""
+	data["missed_nodes"] = []string{}
+	if r.LastRun != nil {
+		data["last_run"] = fmt.Sprintf("%s: %s", r.LastRun.Rotation, r.LastRun.State)
+		data["last_error"] = r.LastRun.Error
+	}
+	if r.Run != nil {
+		data["rotation_id"], data["last_error"] = r.Run.Rotation, r.Run.Error
+	}
+	if r.Drift != nil {
+		data["drift"], data["missed_nodes"] = r.Drift.Reason, orEmpty(r.Drift.Missed)
+	}
+}
+
+func versionInfo(r *rotation.Role) map[string]any {
+	out := map[string]any{}
+	for _, v := range r.Versions {
+		info := map[string]any{"stage": string(v.Stage), "created": formatTime(v.Created), "rotation_id": v.Rotation}
+		if !v.Promoted.IsZero() {
+			info["promoted"] = formatTime(v.Promoted)
+		}
+		if !v.Refused.IsZero() && !r.Served(v.Material) {
+			info["refused"] = formatTime(v.Refused)
+		}
+		if v.CopyOf != 0 {
+			info["copy_of"] = int64(v.CopyOf)
+		}
+		out[fmt.Sprint(v.Number)] = info
+	}
+	return out
+}
+
+// createRole makes a role, and answers with the rotation that brings its first
+// version about.
+func (b *backend) createRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	r := &rotation.Role{Name: d.Get("name").(string)}
+	r.Kind, r.Connection = d.Get("kind").(string), d.Get("connection").(string)
+	r.Given.Username = d.Get("username").(string)
+	k := b.entry(r.Kind)
+	if k == nil {
+		return refuse("kind is %q; allowed are %s", r.Kind, b.kindNames())
+	}
+	if err := b.applyRole(ctx, r, k, req, d); err != nil {
+		return refuse("%v", err)
+	}
+	target, err := b.checkConnection(ctx, r, k)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	initial, err := initialMaterial(r, k, d)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	h, err := b.engine.Create(ctx, rotation.Creation{
+		Role: r, Initial: initial, Overwrite: d.Get("overwrite_existing").(bool), Target: target, RequestedBy: requester(req),
+	})
+	if err != nil {
+		return nil, err
+	}
+	resp, err := b.answerOne(ctx, req, h.ID, rotation.Over)
+	if resp != nil && err == nil {
+		resp.Warnings = append(resp.Warnings, schedule.Notes(r.Schedule)...)
+	}
+	return resp, err
+}
+
+// updateRole changes what was given.
+func (b *backend) updateRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("name").(string)
+	refusal := ""
+	var notes []string
+	err := b.engine.Update(ctx, name, func(r *rotation.Role) error {
+		k := b.entry(r.Kind)
+		err := fixed(r, d)
+		if err == nil && r.Run != nil {
+			err = onlyWhileRotating(r, req)
+		}
+		if err == nil && k == nil {
+			err = fmt.Errorf("kind %q is not known to this version; install the one that does", r.Kind)
+		}
+		if err == nil {
+			err = b.applyRole(ctx, r, k, req, d)
+		}
+		if err != nil {
+			refusal = err.Error()
+		}
+		notes = schedule.Notes(r.Schedule)
+		return err
+	})
+	var c *rotation.Conflict
+	switch {
+	case asConflict(err, &c):
+		return nil, err
+	case refusal != "":
+		return refuse("%s", refusal)
+	case err != nil:
+		return nil, err
+	}
+	return &logical.Response{
+		Data:     map[string]any{"summary": fmt.Sprintf("role %q changed", name), "follow": "vault read " + req.MountPoint + "roles/" + name},
+		Warnings: notes,
+	}, nil
+}
+
+// fixed refuses to change what makes a role the role it is.
+func fixed(r *rotation.Role, d *framework.FieldData) error {
+	for name, was := range map[string]string{"kind": r.Kind, "connection": r.Connection, "username": r.Given.Username} {
+		if v, ok := d.GetOk(name); ok && v.(string) != was {
+			return fmt.Errorf("%s of role %q is %q and cannot be changed to %q; create another role", name, r.Name, was, v)
+		}
+	}
+	for _, name := range []string{"initial_password", "initial_value", "overwrite_existing"} {
+		if _, ok := d.GetOk(name); ok {
+			return fmt.Errorf("%s is for creating a role, and role %q exists; rotate it instead", name, r.Name)
+		}
+	}
+	return nil
+}
+
+// freeWhileRotating are the fields that a running rotation does not mind.
+var freeWhileRotating = []string{
+	"name", "kind", "connection", "username", "description", "grace_period",
+	"rotation_period", "rotation_schedule", "rotation_window", "disable_automated_rotation",
+}
+
+func onlyWhileRotating(r *rotation.Role, req *logical.Request) error {
+	for name := range req.Data {
+		if !slices.Contains(freeWhileRotating, name) {
+			return &rotation.Conflict{Rotation: r.Run.Rotation, Text: fmt.Sprintf(
+				"role %q is in rotation %s; while it rotates only description, grace_period and its schedule may be written, not %s",
+				r.Name, r.Run.Rotation, name)}
+		}
+	}
+	return nil
+}
+
+// applyRole sets what was given and checks the whole.
+func (b *backend) applyRole(ctx context.Context, r *rotation.Role, k *kindEntry, req *logical.Request, d *framework.FieldData) error {
+	if err := kindFields(k, req); err != nil {
+		return err
+	}
+	setString(d, "description", &r.Description, "")
+	if len(r.Description) > 1024 {
+		return fmt.Errorf("description has %d bytes; at most 1024 are allowed", len(r.Description))
+	}
+	applySpec(&r.Given, d)
+	r.Spec = r.Given
+	r.Spec.Role = r.Name
+	if err := k.Complete(&r.Spec); err != nil {
+		return err
+	}
+	if v, ok := d.GetOk("keep_versions"); ok {
+		r.KeepVersions = int(v.(int64))
+		if r.KeepVersions != 0 && (r.KeepVersions < 2 || r.KeepVersions > maxKeepVersions) {
+			return fmt.Errorf("keep_versions is %d; it may be 2 to %d, or 0 for the mount's", r.KeepVersions, maxKeepVersions)
+		}
+	}
+	if v, ok := d.GetOk("allow_partial"); ok {
+		r.AllowPartial = v.(bool)
+	}
+	return b.applySchedule(ctx, r, req, d)
+}
+
+func applySpec(s *kind.Spec, d *framework.FieldData) {
+	strategy := string(s.Strategy)
+	setString(d, "strategy", &strategy, "")
+	s.Strategy = kind.Strategy(strategy)
+	setString(d, "password_policy", &s.PasswordPolicy, "")
+	setString(d, "encoding", &s.Encoding, "")
+	setString(d, "prefix", &s.Prefix, "")
+	setString(d, "previous_field", &s.PreviousField, "")
+	if v, ok := d.GetOk("length"); ok {
+		s.Length = int(v.(int64))
+	}
+}
+
+// kindFields refuses fields that another kind has.
+func kindFields(k *kindEntry, req *logical.Request) error {
+	for _, name := range []string{"username", "strategy", "password_policy", "length", "encoding", "prefix", "previous_field"} {
+		if _, given := req.Data[name]; given && !slices.Contains(k.Fields(), name) {
+			return fmt.Errorf("field %q is not for kind %s, which takes %v beside the common ones", name, k.Name(), k.Fields())
+		}
+	}
+	return nil
+}
+
+// applySchedule sets schedule and grace together: a slot must not come before
+// the rotation of the one before it can have ended.
+func (b *backend) applySchedule(ctx context.Context, r *rotation.Role, req *logical.Request, d *framework.FieldData) error {
+	if _, ok := d.GetOk("rotation_period"); ok {
+		r.Schedule.Period = duration(d, "rotation_period")
+		if given := req.Data["rotation_period"]; r.Schedule.Period == 0 && !cleared(given) {
+			return fmt.Errorf("rotation_period is %v; it must be at least %s, or empty for none", given, schedule.Minimum)
+		}
+	}
+	setString(d, "rotation_schedule", &r.Schedule.Cron, "")
+	if _, ok := d.GetOk("rotation_window"); ok {
+		r.Schedule.Window = duration(d, "rotation_window")
+	}
+	if v, ok := d.GetOk("disable_automated_rotation"); ok {
+		r.Schedule.Disabled = v.(bool)
+	}
+	if v, ok := req.Data["grace_period"]; ok {
+		grace := duration(d, "grace_period")
+		r.GracePeriod = &grace
+		if cleared(v) {
+			r.GracePeriod = nil
+		}
+		if grace < 0 || grace > 90*24*time.Hour {
+			return fmt.Errorf("grace_period is %s; it may be 0 to 2160h", grace)
+		}
+	}
+	if err := schedule.Validate(r.Schedule); err != nil {
+		return err
+	}
+	c, err := b.engine.LoadConfig(ctx)
+	if err != nil {
+		return err
+	}
+	return schedule.CheckGap(r.Schedule, rotation.Longest(r.Grace(c)))
+}
+
+// cleared reports whether a field was given as empty.
+func cleared(v any) bool { return v == nil || v == "" }
+
+// checkConnection checks that the connection serves the role, and returns the
+// identity of its target.
+func (b *backend) checkConnection(ctx context.Context, r *rotation.Role, k *kindEntry) (target string, err error) {
+	if k.ConnectionType() == "" {
+		if r.Connection != "" {
+			return "", fmt.Errorf("connection is %q; roles of kind %s need none", r.Connection, r.Kind)
+		}
+		return "", nil
+	}
+	if r.Connection == "" {
+		return "", fmt.Errorf("connection is missing; a role of kind %s needs one of type %s", r.Kind, k.ConnectionType())
+	}
+	if err := checkName(r.Connection); err != nil {
+		return "", fmt.Errorf("connection: %w", err)
+	}
+	e, err := b.connections.Must(ctx, r.Connection)
+	if err != nil {
+		return "", err
+	}
+	user := r.Spec.Username
+	switch {
+	case e.Type != k.ConnectionType():
+		return "", fmt.Errorf("connection %q is of type %s; a role of kind %s needs %s", e.Name, e.Type, r.Kind, k.ConnectionType())
+	case !e.AllowsRole(r.Name):
+		return "", fmt.Errorf("connection %q does not allow role %q; add it to its allowed_roles", e.Name, r.Name)
+	case user == e.Username():
+		return "", fmt.Errorf("username %q is the connection's own admin user, which a role must not rotate; use another admin user for the connection, or another role", user)
+	case !e.AllowsUsername(user):
+		return "", fmt.Errorf("connection %q does not allow user %q; add it to its allowed_usernames", e.Name, user)
+	}
+	if err := b.identify(ctx, e); err != nil {
+		return "", err
+	}
+	return e.Identity, nil
+}
+
+// initialMaterial reads the secret that is to be adopted; nil for none.
+func initialMaterial(r *rotation.Role, k *kindEntry, d *framework.FieldData) (*kind.Material, error) {
+	right, wrong := "initial_value", "initial_password"
+	if k.ConnectionType() != "" {
+		right, wrong = wrong, right
+	}
+	if _, ok := d.GetOk(wrong); ok {
+		return nil, fmt.Errorf("field %q is not for kind %s; use %s", wrong, r.Kind, right)
+	}
+	v, ok := d.GetOk(right)
+	if !ok {
+		return nil, nil
+	}
+	if err := k.CheckInitial(r.Spec, v.(string)); err != nil {
+		return nil, err
+	}
+	return &kind.Material{Username: r.Spec.Username, Secret: v.(string)}, nil
+}
+
+func (b *backend) deleteRole(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	return nil, b.engine.Delete(ctx, d.Get("name").(string))
+}

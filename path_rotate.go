@@ -1,0 +1,321 @@
+package harmonyflow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+)
+
+func (b *backend) pathRotate() []*framework.Path {
+	fields := map[string]*framework.FieldSchema{
+		"dry_run":         boolField("Give the plan and what preflight finds, and change nothing."),
+		"reason":          reasonField,
+		"idempotency_key": idempotencyField,
+	}
+	with := func(more map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
+		for k, v := range fields {
+			more[k] = v
+		}
+		return more
+	}
+	path := func(pattern, suffix, synopsis string, fields map[string]*framework.FieldSchema, call framework.OperationFunc) *framework.Path {
+		return &framework.Path{
+			Pattern: pattern,
+			Fields:  fields,
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.UpdateOperation: operation{
+					call: call, summary: synopsis, verb: "rotate", suffix: suffix, fields: rotationAnswer(), errors: []int{400, 404, 409}, mutating: true,
+				}.handler(fields),
+			},
+			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis: synopsis,
+			HelpDescription: `The answer comes as soon as the new version is served, or after 25 seconds with what there is; grace and retire
+go on behind it and are read at rotations/<id>. A repeat of the same request, or of the same
+idempotency_key, answers with the same rotation. No secret is in the answer: read creds/<name>.`,
+		}
+	}
+	return []*framework.Path{
+		path("rotate/all/?$", "all", "Rotate every role.", with(map[string]*framework.FieldSchema{}), b.rotateAll),
+		path("rotate/(?P<kind>[^/]+)/?$", "kind", "Rotate every role of a kind.", with(map[string]*framework.FieldSchema{"kind": kindField}), b.rotateKind),
+		path("rotate/(?P<kind>[^/]+)/(?P<name>.+)", "role", "Rotate one role.", with(map[string]*framework.FieldSchema{"kind": kindField, "name": nameField}), b.rotateRole),
+	}
+}
+
+// rotationAnswer is what every path answers that starts or steers a rotation.
+// Beside these fields there is one for each of the first twenty roles, named
+// <kind>/<role>, whose value is a line for a terminal.
+func rotationAnswer() map[string]*framework.FieldSchema {
+	return map[string]*framework.FieldSchema{
+		"summary":         stringField("The outcome so far, in a sentence."),
+		"follow":          stringField("The next command to type."),
+		"rotation_id":     stringField("Id of the rotation."),
+		"state":           stringField("State of the rotation."),
+		"roles":           mapField("Version, state, phase and error of each role, by name."),
+		"already_running": listField("Roles that were in a rotation already."),
+	}
+}
+
+func (b *backend) rotateAll(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	return b.rotateMany(ctx, req, d, "")
+}
+
+func (b *backend) rotateKind(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	k := d.Get("kind").(string)
+	if b.kind(k) == nil {
+		return nil, notFound("kind %q is not known; allowed are %s", k, b.kindNames())
+	}
+	return b.rotateMany(ctx, req, d, k)
+}
+
+// rotateMany rotates every role of a kind, or of all kinds.
+func (b *backend) rotateMany(ctx context.Context, req *logical.Request, d *framework.FieldData, k string) (*logical.Response, error) {
+	names, err := b.engine.Store().RolesOfKind(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		if k != "" {
+			k = " of kind " + k
+		}
+		return nil, notFound("there is no role%s; write roles/<name> first", k)
+	}
+	if d.Get("dry_run").(bool) {
+		return b.plan(ctx, req, names)
+	}
+	if err := b.notFrozen(ctx); err != nil {
+		return nil, err
+	}
+	h, err := b.engine.Begin(ctx, rotation.Request{
+		Trigger: rotation.Manual, Roles: names, RequestedBy: requester(req), Reason: d.Get("reason").(string), Keys: requestKeys(req, d),
+	})
+	if err != nil {
+		return nil, err
+	}
+	wait, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	b.engine.WaitAll(wait, h, rotation.Settled)
+	return b.answerMany(ctx, req, h)
+}
+
+func (b *backend) rotateRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	r, err := b.roleOf(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	if d.Get("dry_run").(bool) {
+		return b.plan(ctx, req, []string{r.Name})
+	}
+	if err := b.notFrozen(ctx); err != nil {
+		return nil, err
+	}
+	if resp, err := b.reachable(ctx, r); err != nil {
+		return resp, err
+	}
+	h, err := b.engine.Begin(ctx, rotation.Request{
+		Trigger: rotation.Manual, Roles: []string{r.Name}, RequestedBy: requester(req), Reason: d.Get("reason").(string), Keys: requestKeys(req, d),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return b.answerOne(ctx, req, h.ID, rotation.Settled)
+}
+
+// roleOf reads the role that a path names by kind and name.
+func (b *backend) roleOf(ctx context.Context, d *framework.FieldData) (*rotation.Role, error) {
+	k, name := d.Get("kind").(string), d.Get("name").(string)
+	if b.kind(k) == nil {
+		return nil, notFound("kind %q is not known; allowed are %s", k, b.kindNames())
+	}
+	r, err := b.engine.Store().Role(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if r == nil || r.Kind != k {
+		return nil, notFound("there is no role %q of kind %s; list roles/ to see which there are", name, k)
+	}
+	return r, nil
+}
+
+// reachable refuses a role whose connection is gone, before anything is stored.
+func (b *backend) reachable(ctx context.Context, r *rotation.Role) (*logical.Response, error) {
+	if r.Connection == "" {
+		return nil, nil
+	}
+	e, err := b.connections.Get(ctx, r.Connection)
+	if err == nil && e == nil {
+		return refuse("%v", connection.Missing(r.Connection))
+	}
+	return nil, err
+}
+
+func (b *backend) notFrozen(ctx context.Context) error {
+	c, err := b.engine.LoadConfig(ctx)
+	if err == nil && c.Freeze {
+		return conflict("the mount is frozen; write config freeze=false to rotate")
+	}
+	return err
+}
+
+// answerOne waits for a rotation of one role and says what became of it.
+func (b *backend) answerOne(ctx context.Context, req *logical.Request, id string, until rotation.Until) (*logical.Response, error) {
+	wait, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	b.engine.Wait(wait, id, until)
+	h, parts, err := b.partsOf(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if len(parts) == 1 {
+		p := parts[0]
+		switch p.State {
+		case rotation.Failed, rotation.RolledBack, rotation.RollingBack, rotation.RollbackFailed:
+			if h.Trigger == rotation.Create && p.State == rotation.Failed {
+				return nil, conflict("role %q was not created: %s", p.Role, p.Error)
+			}
+			if h.Trigger != rotation.Rollback && !recalled(p) {
+				return refuse("%s (rotation %s; read rotations/%s)", p.Line(), id, id)
+			}
+		}
+	}
+	return answer(req, h, parts), nil
+}
+
+// recalled reports whether somebody asked for the way back: then it is no
+// failure.
+func recalled(p rotation.Part) bool {
+	return strings.HasPrefix(p.Error, "rollback was asked for") || strings.HasPrefix(p.Error, "cancelled")
+}
+
+func (b *backend) partsOf(ctx context.Context, id string) (*rotation.Header, []rotation.Part, error) {
+	h, err := b.engine.Store().Header(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	if h == nil {
+		return nil, nil, notFound("there is no rotation %q; list rotations/ to see which there are", id)
+	}
+	parts, err := b.engine.Store().AllParts(ctx, h)
+	return h, parts, err
+}
+
+func (b *backend) answerMany(ctx context.Context, req *logical.Request, h *rotation.Header) (*logical.Response, error) {
+	parts, err := b.engine.Store().AllParts(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	resp := answer(req, h, parts)
+	failed := 0
+	for _, p := range parts {
+		switch p.State {
+		case rotation.Failed, rotation.RolledBack, rotation.RollingBack, rotation.RollbackFailed:
+			failed++
+			if failed <= maxLines {
+				resp.AddWarning(p.Line())
+			}
+		}
+	}
+	if failed > 0 && failed == len(parts) {
+		return refuse("no role was rotated (rotation %s; read rotations/%s): %s", h.ID, h.ID, parts[0].Line())
+	}
+	return resp, nil
+}
+
+// maxLines is how many roles an answer shows one by one.
+const maxLines = 20
+
+// answer prints a rotation: lines for people first, the same for programs under
+// roles.
+func answer(req *logical.Request, h *rotation.Header, parts []rotation.Part) *logical.Response {
+	data := map[string]any{
+		"rotation_id": h.ID,
+		"state":       string(rotation.StateOf(h, parts)),
+		"follow":      "vault read " + req.MountPoint + "rotations/" + h.ID,
+		"summary":     summary(parts),
+	}
+	roles := map[string]any{}
+	for i, p := range parts {
+		if i < maxLines {
+			name := p.Kind + "/" + p.Role
+			data[name] = strings.TrimPrefix(p.Line(), name+": ")
+		}
+		roles[p.Role] = partMap(p)
+	}
+	data["roles"] = roles
+	if len(h.Running) > 0 {
+		data["already_running"] = h.Running
+	}
+	return &logical.Response{Data: data}
+}
+
+func partMap(p rotation.Part) map[string]any {
+	return map[string]any{
+		"kind": p.Kind, "version": int64(p.Version), "state": string(p.State), "phase": string(p.Phase), "error": p.Error,
+	}
+}
+
+// summary counts parts by what a person wants to know of them.
+func summary(parts []rotation.Part) string {
+	count := map[string]int{}
+	for _, p := range parts {
+		word := string(p.State)
+		switch p.State {
+		case rotation.InGrace:
+			word = "promoted"
+		case "":
+			word = "waiting"
+		}
+		count[word]++
+	}
+	words := make([]string, 0, len(count))
+	for w, n := range count {
+		words = append(words, fmt.Sprintf("%d %s", n, strings.ReplaceAll(w, "_", " ")))
+	}
+	slices.Sort(words)
+	noun := "roles"
+	if len(parts) == 1 {
+		noun = "role"
+	}
+	return fmt.Sprintf("%d %s: %s", len(parts), noun, strings.Join(words, ", "))
+}
+
+// plan is dry_run: what a rotation would do, and what it would meet.
+func (b *backend) plan(ctx context.Context, req *logical.Request, names []string) (*logical.Response, error) {
+	reports, err := b.engine.Examine(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	data := map[string]any{"state": "dry_run", "follow": "vault write -f " + req.MountPoint + strings.TrimPrefix(req.Path, req.MountPoint)}
+	roles := map[string]any{}
+	ready := 0
+	for i, rep := range reports {
+		line := fmt.Sprintf("would make version %d and retire %d (%s)", rep.Role.Set.Last+1, currentNumber(rep.Role), rep.Role.Spec.Strategy)
+		problem := ""
+		switch {
+		case rep.Role.Run != nil:
+			problem = "already in rotation " + rep.Role.Run.Rotation
+		case rep.Err != nil:
+			problem = rep.Err.Error()
+		default:
+			ready++
+		}
+		if problem != "" {
+			line = "would fail: " + problem
+		}
+		if i < maxLines {
+			data[rep.Role.Kind+"/"+rep.Role.Name] = line
+		}
+		roles[rep.Role.Name] = map[string]any{"kind": rep.Role.Kind, "plan": line, "error": problem, "notes": orEmpty(rep.Notes)}
+	}
+	data["roles"], data["summary"] = roles, fmt.Sprintf("%d of %d roles could be rotated now; nothing was changed", ready, len(reports))
+	return &logical.Response{Data: data}, nil
+}
+
+func asConflict(err error, c **rotation.Conflict) bool { return errors.As(err, c) }

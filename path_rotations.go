@@ -1,0 +1,188 @@
+package harmonyflow
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+)
+
+func (b *backend) pathRotations() []*framework.Path {
+	idField := &framework.FieldSchema{Type: framework.TypeString, Required: true, Description: "Id of a rotation."}
+	page := map[string]*framework.FieldSchema{
+		"state": {Type: framework.TypeString, Query: true, Description: "Only rotations in this state."},
+		"after": {Type: framework.TypeString, Query: true, Description: "Only rotations started before the one with this id: the last one of the page before."},
+		"limit": {Type: framework.TypeInt64, Query: true, Default: 100, Description: "At most so many; 1 to 1000. Default 100."},
+	}
+	one := map[string]*framework.FieldSchema{"id": idField}
+	lists := operation{call: b.listRotations, summary: "List rotations, newest first.", verb: "list", suffix: "rotations", fields: keyInfoFields, errors: []int{400}}
+	reads := lists
+	reads.verb, reads.suffix = "read", "rotations-list"
+	return []*framework.Path{
+		{
+			Pattern: "rotations/?$",
+			Fields:  page,
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ListOperation: lists.handler(page),
+				logical.ReadOperation: reads.handler(page),
+			},
+			DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis:    "List rotations, newest first.",
+			HelpDescription: "Rotations are kept for 90 days, and at most 10,000 of them. Filter with state= and page with after= and limit=.",
+		},
+		{
+			Pattern: "rotations/(?P<id>[^/]+)",
+			Fields:  one,
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ReadOperation: operation{
+					call: b.readRotation, summary: "Read the progress and evidence of a rotation.", verb: "read", suffix: "rotation", errors: []int{404},
+					fields: map[string]*framework.FieldSchema{
+						"rotation_id": stringField("Id."), "state": stringField("State."), "phase": stringField("Phase, of a rotation of one role."),
+						"summary": stringField("The outcome so far, in a sentence."), "follow": stringField("The next command to type."),
+						"trigger": stringField("create, manual, schedule, rollback or reconcile."), "reason": stringField("Why, in words."),
+						"requested_by": mapField("Entity id, accessor, display name and request id of who asked."),
+						"started":      stringField("RFC 3339."), "finished": stringField("RFC 3339."),
+						"roles": mapField("Version, state, phase and error of each role, by name."),
+						"units": {Type: framework.TypeSlice, Description: "Roles that go forward or back together."}, "children": listField("Rotations that a large request was split into."), "parent": stringField("Rotation this one is a part of."),
+						"timeline": listField("What happened when, of a rotation of one role."), "criteria": listField("What a rotation has to show, and what was seen."),
+						"already_running": listField("Roles that were in a rotation already."),
+						"nodes":           listField("Nodes of the target, of a rotation of one role."), "missed_nodes": listField("Nodes that were passed over."),
+						"retry_at": stringField("When a waiting rotation tries again, RFC 3339."), "grace_until": stringField("When the previous version is retired, RFC 3339."),
+					},
+				}.handler(one),
+			},
+			DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis:    "Progress and evidence of a rotation.",
+			HelpDescription: "What each role is doing or has come to, the timeline, and what was seen of each condition of success. No secret is in it.",
+		},
+		{
+			Pattern: "cancel/(?P<id>[^/]+)",
+			Fields:  map[string]*framework.FieldSchema{"id": idField, "reason": reasonField},
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.UpdateOperation: operation{
+					call: b.cancel, summary: "Stop a rotation that has not retired anything: it rolls back.", verb: "cancel", suffix: "rotation",
+					fields: rotationAnswer(), errors: []int{404, 409}, mutating: true,
+				}.handler(map[string]*framework.FieldSchema{"id": idField, "reason": reasonField}),
+			},
+			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis: "Stop a rotation: it rolls back.",
+			HelpDescription: `Before promotion the new version is refused again; after it the previous material is served again, under a new
+number, and the new one is refused after that. Once a rotation retires the previous version it cannot be
+cancelled: rollback/ then starts a rotation back.`,
+		},
+	}
+}
+
+func (b *backend) listRotations(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	limit := int(d.Get("limit").(int64))
+	if limit < 1 || limit > 1000 {
+		return refuse("limit is %d; it may be 1 to 1000", limit)
+	}
+	state, after := rotation.State(d.Get("state").(string)), d.Get("after").(string)
+	ids, err := b.engine.Store().Headers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var keys []string
+	info := map[string]any{}
+	for _, id := range slices.Backward(ids) {
+		if after != "" && id >= after {
+			continue
+		}
+		h, parts, err := b.partsOf(ctx, id)
+		if err != nil {
+			continue // removed by retention while we looked
+		}
+		s := rotation.StateOf(h, parts)
+		if state != "" && s != state {
+			continue
+		}
+		keys = append(keys, id)
+		info[id] = map[string]any{
+			"state": string(s), "trigger": string(h.Trigger), "started": formatTime(h.Started), "summary": summary(parts),
+		}
+		if len(keys) == limit {
+			break
+		}
+	}
+	return logical.ListResponseWithInfo(keys, info), nil
+}
+
+func (b *backend) readRotation(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	h, parts, err := b.partsOf(ctx, d.Get("id").(string))
+	if err != nil {
+		return nil, err
+	}
+	resp := answer(req, h, parts)
+	data := resp.Data
+	data["trigger"], data["reason"] = string(h.Trigger), h.Reason
+	data["started"], data["finished"] = formatTime(h.Started), formatTime(h.Finished)
+	data["requested_by"] = map[string]any{
+		"entity_id": h.RequestedBy.EntityID, "accessor": h.RequestedBy.Accessor,
+		"display_name": h.RequestedBy.DisplayName, "request_id": h.RequestedBy.RequestID,
+	}
+	if h.Parent != "" {
+		data["parent"] = h.Parent
+	}
+	if len(h.Children) > 0 {
+		data["children"] = h.Children
+	}
+	units := make([]any, len(parts))
+	for i, p := range parts {
+		units[i] = map[string]any{"roles": []string{p.Role}, "state": string(p.State), "phase": string(p.Phase)}
+	}
+	data["units"] = units
+	if len(parts) == 1 {
+		return resp, b.detail(ctx, req, h, parts[0], data)
+	}
+	return resp, nil
+}
+
+// detail adds what a rotation of one role has to tell beyond its state.
+func (b *backend) detail(ctx context.Context, req *logical.Request, h *rotation.Header, p rotation.Part, data map[string]any) error {
+	data["phase"] = string(p.Phase)
+	r, err := b.engine.Store().Role(ctx, p.Role)
+	if err != nil {
+		return err
+	}
+	if r != nil && r.Run != nil && r.Run.Rotation == h.ID {
+		data["timeline"], data["nodes"], data["missed_nodes"] = lines(r.Run.Timeline), orEmpty(r.Nodes), orEmpty(r.Run.Missed)
+		data["retry_at"], data["grace_until"] = formatTime(r.Run.RetryAt), formatTime(r.Run.GraceUntil)
+		if p.State == rotation.InGrace {
+			data["follow"] = fmt.Sprintf("vault write -f %sretire/%s/%s", req.MountPoint, p.Kind, p.Role)
+		}
+		return nil
+	}
+	ev, err := b.engine.Store().Evidence(ctx, h.ID, p.Role)
+	if err != nil || ev == nil {
+		return err
+	}
+	data["timeline"], data["nodes"], data["missed_nodes"] = lines(ev.Timeline), orEmpty(ev.Nodes), orEmpty(ev.Missed)
+	criteria := make([]string, len(ev.Criteria))
+	for i, c := range ev.Criteria {
+		criteria[i] = c.Line()
+	}
+	data["criteria"] = criteria
+	data["follow"] = fmt.Sprintf("vault read %sverify/%s/%s", req.MountPoint, p.Kind, p.Role)
+	return nil
+}
+
+func lines(timeline []rotation.Moment) []string {
+	out := make([]string, len(timeline))
+	for i, m := range timeline {
+		out[i] = formatTime(m.At) + " " + m.What
+	}
+	return out
+}
+
+func (b *backend) cancel(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	h, err := b.engine.Cancel(ctx, d.Get("id").(string), d.Get("reason").(string))
+	if err != nil {
+		return nil, err
+	}
+	return b.answerOne(ctx, req, h.ID, rotation.Over)
+}

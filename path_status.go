@@ -1,0 +1,95 @@
+package harmonyflow
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+)
+
+func (b *backend) pathStatus() []*framework.Path {
+	return []*framework.Path{{
+		Pattern: "status",
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: operation{
+				call: b.status, summary: "One look at the mount.", verb: "read", suffix: "status",
+				fields: map[string]*framework.FieldSchema{
+					"summary": stringField("In a sentence."), "roles": intField("How many roles there are."),
+					"due": listField("Roles whose slot has come, first twenty."), "overdue": listField("Roles whose slot came over an hour ago, first twenty."),
+					"running": listField("Roles in a rotation, first twenty."), "failed": listField("Roles whose last rotation failed, first twenty."),
+					"drifted": listField("Roles whose target differs from what is stored, first twenty."),
+					"counts":  mapField("How many there are of each."), "next": stringField("The next scheduled rotation."), "frozen": boolField("Whether new rotations are stopped."),
+					"follow": stringField("The next command to type."),
+				},
+			}.handler(nil),
+		},
+		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+		HelpSynopsis:    "One look: what is due, running, failed or drifted.",
+		HelpDescription: "Counts, and the first of each list. It reads every role, and fits a terminal.",
+	}}
+}
+
+// overdueAfter is how late a slot may be served before it is called overdue.
+const overdueAfter = time.Hour
+
+func (b *backend) status(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	c, err := b.engine.LoadConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lists := map[string][]string{"due": {}, "overdue": {}, "running": {}, "failed": {}, "drifted": {}}
+	roles, next := 0, ""
+	var nextAt time.Time
+	now := time.Now()
+	err = b.engine.Store().EachRole(ctx, func(r *rotation.Role) bool {
+		roles++
+		name := r.Kind + "/" + r.Name
+		for _, in := range standing(r, now) {
+			lists[in] = append(lists[in], name)
+		}
+		if !r.Next.IsZero() && r.Next.After(now) && (nextAt.IsZero() || r.Next.Before(nextAt)) {
+			nextAt, next = r.Next, fmt.Sprintf("%s at %s", name, formatTime(r.Next))
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	data := map[string]any{"roles": int64(roles), "next": next, "frozen": c.Freeze, "follow": "vault list " + req.MountPoint + "rotations"}
+	counts := map[string]any{}
+	for in, names := range lists {
+		slices.Sort(names)
+		counts[in] = int64(len(names))
+		data[in] = names[:min(maxLines, len(names))]
+	}
+	data["counts"] = counts
+	data["summary"] = fmt.Sprintf("%d roles: %d running, %d due, %d overdue, %d failed, %d drifted",
+		roles, counts["running"], counts["due"], counts["overdue"], counts["failed"], counts["drifted"])
+	return &logical.Response{Data: data}, nil
+}
+
+// standing names the lists that a role belongs in.
+func standing(r *rotation.Role, now time.Time) []string {
+	var in []string
+	switch late := now.Sub(r.Next); {
+	case r.Next.IsZero() || late < 0 || r.Run != nil:
+	case late > overdueAfter:
+		in = append(in, "overdue")
+	default:
+		in = append(in, "due")
+	}
+	if r.Run != nil {
+		in = append(in, "running")
+	} else if r.LastRun != nil && r.LastRun.State != rotation.Completed {
+		in = append(in, "failed")
+	}
+	if r.Drift != nil {
+		in = append(in, "drifted")
+	}
+	return in
+}

@@ -1,0 +1,108 @@
+package harmonyflow
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+func (b *backend) pathVerify() []*framework.Path {
+	fields := map[string]*framework.FieldSchema{"kind": kindField, "name": nameField}
+	return []*framework.Path{{
+		Pattern: "verify/(?P<kind>[^/]+)/(?P<name>.+)",
+		Fields:  fields,
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: operation{
+				call: b.verify, summary: "Ask the target, now, what it accepts.", verb: "verify", suffix: "role", errors: []int{404},
+				fields: map[string]*framework.FieldSchema{
+					"ok": boolField("Whether everything is as it should be."), "summary": stringField("In a sentence."),
+					"follow": stringField("The next command to type."), "state": stringField("State of the role."),
+					"version": intField("Current version."), "checks": {Type: framework.TypeSlice, Description: "One entry a node: what it accepts, by version."},
+					"notes": listField("Worth knowing."),
+				},
+			}.handler(fields),
+		},
+		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+		HelpSynopsis: "A live list of what each node accepts.",
+		HelpDescription: `Logs in at every node with every version that is kept, and says which are accepted. Beside the fields below
+there is one line a node, named after it. Nothing is changed.`,
+	}}
+}
+
+func (b *backend) verify(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	r, err := b.roleOf(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	reports, err := b.engine.Examine(ctx, []string{r.Name})
+	if err != nil {
+		return nil, err
+	}
+	rep := reports[0]
+	data := map[string]any{"state": rep.Role.State(), "version": currentNumber(rep.Role), "notes": orEmpty(rep.Notes)}
+	checks := make([]any, 0, len(rep.Nodes))
+	allGood := rep.Err == nil
+	for _, n := range rep.Nodes {
+		good, line := nodeLine(rep.Role, n)
+		allGood = allGood && good
+		data["node "+n.Node] = line
+		checks = append(checks, map[string]any{"node": n.Node, "ok": good, "accepts": n.Accepted, "unknown": int64(n.Unknown), "detail": line})
+	}
+	data["ok"], data["checks"] = allGood, checks
+	data["summary"], data["follow"] = verdict(rep, allGood, req.MountPoint)
+	return &logical.Response{Data: data}, nil
+}
+
+func verdict(rep rotation.Report, good bool, mount string) (summary, follow string) {
+	r := rep.Role
+	creds := fmt.Sprintf("vault read %screds/%s", mount, r.Name)
+	switch {
+	case good && len(rep.Nodes) == 0:
+		return fmt.Sprintf("version %d is served; no server holds this secret", currentNumber(r)), creds
+	case good:
+		return fmt.Sprintf("version %d is accepted at %d of %d nodes", currentNumber(r), len(rep.Nodes), len(rep.Nodes)), creds
+	case rep.Err != nil:
+		return rep.Err.Error(), fmt.Sprintf("vault write -f %sreconcile/%s/%s", mount, r.Kind, r.Name)
+	}
+	return "some nodes differ from what is stored", fmt.Sprintf("vault write -f %sreconcile/%s/%s", mount, r.Kind, r.Name)
+}
+
+// nodeLine says what a node accepts, and whether that is what it should.
+func nodeLine(r *rotation.Role, n rotation.NodeReport) (good bool, line string) {
+	if n.Err != nil {
+		return false, "no answer: " + n.Err.Error()
+	}
+	words := make([]string, 0, len(n.Accepted))
+	current := false
+	for _, number := range n.Accepted {
+		stage := version.Stage("?")
+		if v := r.Get(number); v != nil {
+			stage = v.Stage
+		}
+		current = current || stage == version.Current
+		good = good || stage == version.Current
+		words = append(words, fmt.Sprintf("version %d (%s)", number, stage))
+	}
+	line = "accepts " + strings.Join(words, " and ")
+	if len(words) == 0 {
+		line = "accepts no version that is kept"
+	}
+	if n.Unknown != 0 {
+		line += "; accepts passwords that this engine does not know"
+	}
+	if n.Problem != "" {
+		line += "; " + n.Problem
+	}
+	expected := 1
+	if p, _ := r.PreviousServed(); p != nil {
+		expected = 2
+	}
+	good = current && n.Unknown == 0 && n.Problem == "" && (r.Run != nil || len(n.Accepted) == expected)
+	return good, line
+}
