@@ -1,10 +1,10 @@
 package servers
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -255,6 +255,10 @@ func (n *RedisNode) signal(s syscall.Signal) error {
 
 // Client returns a client that is logged in as the administrator.
 func (n *RedisNode) Client() *redis.Client {
+	return redis.NewClient(n.clientOptions())
+}
+
+func (n *RedisNode) clientOptions() *redis.Options {
 	o := &redis.Options{
 		Addr: n.Addr, Protocol: 2, MaxRetries: -1, PoolSize: 1, DialerRetries: 1,
 		DisableIdentity: true, ContextTimeoutEnabled: true,
@@ -262,27 +266,32 @@ func (n *RedisNode) Client() *redis.Client {
 	if !n.options.noConfigFile {
 		o.Username, o.Password = RedisAdmin, RedisAdminPassword
 	}
-	return redis.NewClient(o)
+	return o
 }
 
-// Do sends one command as the administrator.
+// Do sends one command as the administrator. It dials by itself, because
+// go-redis logs every attempt that fails, and polling has many.
 func (n *RedisNode) Do(ctx context.Context, args ...any) (any, error) {
-	c := n.Client()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", n.Addr)
+	if err != nil {
+		return nil, err
+	}
+	o := n.clientOptions()
+	o.Dialer = func(context.Context, string, string) (net.Conn, error) { return conn, nil }
+	c := redis.NewClient(o)
 	defer func() { _ = c.Close() }()
 	return c.Do(ctx, args...).Result()
 }
 
 // Info returns the fields of one section of INFO.
 func (n *RedisNode) Info(ctx context.Context, section string) (map[string]string, error) {
-	c := n.Client()
-	defer func() { _ = c.Close() }()
-	text, err := c.Info(ctx, section).Result()
+	text, err := n.Do(ctx, "INFO", section)
 	if err != nil {
 		return nil, err
 	}
 	fields := map[string]string{}
-	for s := bufio.NewScanner(strings.NewReader(text)); s.Scan(); {
-		if name, value, ok := strings.Cut(s.Text(), ":"); ok {
+	for line := range strings.Lines(fmt.Sprint(text)) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
 			fields[name] = value
 		}
 	}

@@ -1,0 +1,320 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+)
+
+// What topology may be.
+const (
+	TopologyAuto       = "auto"
+	TopologyStandalone = "standalone"
+	TopologyCluster    = "cluster"
+)
+
+const (
+	maxParallel    = 16
+	connectTimeout = 3 * time.Second
+)
+
+// node is one server of the target during one call.
+type node struct {
+	name    string // as it was discovered first
+	aliases []string
+	seed    bool
+	extra   bool // remembered by a role, not found by discovery
+	s       *session
+	facts   facts
+	err     error // why it cannot be asked
+}
+
+// answersTo reports whether addr is another name of n.
+func (n *node) answersTo(addr string) bool {
+	return n.name == addr || slices.Contains(n.aliases, addr)
+}
+
+// fleet is every node of the target, with a session to each that answers.
+type fleet struct {
+	entry  *connection.Entry
+	seeds  []netip.Addr
+	nodes  []*node
+	cancel context.CancelFunc
+}
+
+// close ends every session.
+func (f *fleet) close() {
+	f.cancel()
+	for _, n := range f.nodes {
+		if n.err == nil {
+			n.s.close()
+		}
+	}
+}
+
+// discover finds and logs in to every node: from the seeds, to whatever a node
+// that answers knows of, until nothing new turns up. In a cluster CLUSTER NODES
+// is asked, because CLUSTER SLOTS, which client libraries iterate over, leaves
+// out failed replicas; with replication INFO is, in both directions.
+func discover(ctx context.Context, entry *connection.Entry, known []string) (*fleet, error) {
+	if entry == nil || entry.Redis == nil || len(entry.Redis.Addresses) == 0 {
+		return nil, kind.Definitely("the connection has no redis addresses: write its addresses")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	f := &fleet{entry: entry, cancel: cancel}
+	connectCtx, stop := within(ctx, 3, connectTimeout)
+	defer stop()
+	f.resolveSeeds(connectCtx)
+
+	f.visit(ctx, connectCtx, f.newNodes(entry.Redis.Addresses, true, false))
+	if err := f.answered(); err != nil {
+		f.close()
+		return nil, err
+	}
+	f.drop()
+	f.visit(ctx, connectCtx, f.newNodes(f.missing(known), false, true))
+	f.merge()
+	return f, nil
+}
+
+func (f *fleet) resolveSeeds(ctx context.Context) {
+	for _, a := range f.entry.Redis.Addresses {
+		host, _, err := net.SplitHostPort(f.entry.Reach(a))
+		if err != nil {
+			continue
+		}
+		if ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host); err == nil {
+			f.seeds = append(f.seeds, ips...)
+		}
+	}
+}
+
+// newNodes makes nodes of those addresses that no node answers to yet.
+func (f *fleet) newNodes(addrs []string, seed, extra bool) []*node {
+	var out []*node
+	for _, a := range addrs {
+		reach := f.entry.Reach(a)
+		if i := slices.IndexFunc(f.nodes, func(n *node) bool { return n.answersTo(a) || f.entry.Reach(n.name) == reach }); i >= 0 {
+			if !f.nodes[i].answersTo(a) {
+				f.nodes[i].aliases = append(f.nodes[i].aliases, a)
+			}
+			continue
+		}
+		n := &node{name: a, seed: seed, extra: extra}
+		f.nodes = append(f.nodes, n)
+		out = append(out, n)
+	}
+	return out
+}
+
+// visit connects to nodes, all at once within bounds, and to those they name.
+// Only connecting is bound by connectCtx: sessions live as long as ctx.
+func (f *fleet) visit(ctx, connectCtx context.Context, nodes []*node) {
+	visited := make(chan *node)
+	slots := make(chan struct{}, maxParallel)
+	pending := 0
+	launch := func(nodes []*node) {
+		for _, n := range nodes {
+			pending++
+			go func() {
+				slots <- struct{}{}
+				n.connect(ctx, connectCtx, f.entry, f.seeds)
+				<-slots
+				visited <- n
+			}()
+		}
+	}
+	launch(nodes)
+	for ; pending > 0; pending-- {
+		n := <-visited
+		if n.err == nil && !n.extra {
+			launch(f.newNodes(n.facts.neighbours(), false, false))
+		}
+	}
+}
+
+func (n *node) connect(ctx, connectCtx context.Context, entry *connection.Entry, seeds []netip.Addr) {
+	addrs, err := n.addresses(connectCtx, entry, seeds)
+	if err != nil {
+		n.err = err
+		return
+	}
+	n.s, n.err = dial(ctx, connectCtx, n.name, addrs)
+	if n.err != nil {
+		return
+	}
+	user, err := n.s.login(connectCtx, entry.Admin.Logins())
+	if err == nil {
+		n.facts, err = n.s.learn(connectCtx, user)
+	}
+	if err == nil {
+		err = n.checkTopology(entry.Redis.Topology)
+	}
+	if err != nil {
+		n.err = err
+		n.s.close()
+	}
+}
+
+func (n *node) checkTopology(wanted string) error {
+	if wanted == "" || wanted == TopologyAuto || n.facts.cluster == (wanted == TopologyCluster) {
+		return nil
+	}
+	return kind.Definitely("node %s does not run with the topology %q that its connection asks for: write the connection with topology=auto", n.name, wanted)
+}
+
+// addresses resolves where n is dialled, and refuses what the connection may
+// not send its admin credential to. An address that the operator wrote down,
+// as a seed or in address_map, is allowed.
+func (n *node) addresses(ctx context.Context, entry *connection.Entry, seeds []netip.Addr) ([]string, error) {
+	reach := entry.Reach(n.name)
+	host, port, err := net.SplitHostPort(reach)
+	if err != nil {
+		return nil, kind.Definitely("the address %q of node %s is not host:port: correct addresses or address_map", reach, n.name)
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, fmt.Errorf("the address of node %s cannot be resolved, check the name: %w", n.name, err)
+	}
+	_, mapped := entry.AddressMap[n.name]
+	var out []string
+	for _, ip := range ips {
+		if !n.seed && !mapped {
+			if err := entry.CheckDiscovered(ip, seeds); err != nil {
+				return nil, kind.Definitely("%w", err)
+			}
+		}
+		out = append(out, net.JoinHostPort(ip.Unmap().String(), port))
+	}
+	return out, nil
+}
+
+// answered is nil when at least one node could be asked.
+func (f *fleet) answered() error {
+	var errs []error
+	definite := true
+	for _, n := range f.nodes {
+		if n.err == nil {
+			return nil
+		}
+		errs = append(errs, n.err)
+		definite = definite && kind.IsDefinite(n.err)
+	}
+	err := fmt.Errorf("no redis node of connection %q could be asked: %w", f.entry.Name, errs[0])
+	if definite {
+		return kind.Definitely("%w", err)
+	}
+	// One definite error among others must not make the whole definite.
+	return errors.New(err.Error())
+}
+
+func (f *fleet) isCluster() bool {
+	return slices.ContainsFunc(f.nodes, func(n *node) bool { return n.err == nil && n.facts.cluster })
+}
+
+// drop removes, in a cluster, seeds that do not answer and that no member
+// knows: there CLUSTER NODES says who counts, and a seed may be any name.
+func (f *fleet) drop() {
+	if !f.isCluster() {
+		return
+	}
+	members := map[string]bool{}
+	for _, n := range f.nodes {
+		for _, m := range n.facts.members {
+			members[m.addr] = true
+		}
+	}
+	f.nodes = slices.DeleteFunc(f.nodes, func(n *node) bool {
+		return n.err != nil && !members[n.name] && !slices.ContainsFunc(n.aliases, func(a string) bool { return members[a] })
+	})
+}
+
+// missing returns the known nodes that discovery did not find and that still
+// count. A dead replica vanishes from its primary's INFO, so with replication
+// every one of them does. CLUSTER NODES forgets only who was made to leave, so
+// in a cluster none does, provided that most of the cluster was heard.
+func (f *fleet) missing(known []string) []string {
+	if f.isCluster() {
+		up := 0
+		for _, n := range f.nodes {
+			if n.err == nil {
+				up++
+			}
+		}
+		if 2*up > len(f.nodes) {
+			return nil
+		}
+	}
+	slices.Sort(known)
+	return slices.Compact(known)
+}
+
+// merge makes one node of several names of one server, which its run id tells.
+func (f *fleet) merge() {
+	var kept []*node
+	for _, n := range f.nodes {
+		i := slices.IndexFunc(kept, func(k *node) bool { return n.err == nil && k.err == nil && k.facts.runID == n.facts.runID })
+		if i < 0 {
+			if n.facts.self != "" && !n.answersTo(n.facts.self) {
+				// The name that the cluster knows it by is the one that lasts.
+				n.aliases = append(n.aliases, n.name)
+				n.name = n.facts.self
+			}
+			kept = append(kept, n)
+			continue
+		}
+		kept[i].aliases = append(kept[i].aliases, append(n.aliases, n.name)...)
+		kept[i].seed = kept[i].seed || n.seed
+		n.s.close()
+	}
+	f.nodes = kept
+	slices.SortFunc(f.nodes, func(a, b *node) int { return strings.Compare(a.name, b.name) })
+}
+
+// of returns the nodes that hold u: all that were discovered, and of the
+// others those that u is known to have been on.
+func (f *fleet) of(u kind.User) []*node {
+	var out []*node
+	for _, n := range f.nodes {
+		if !n.extra || slices.ContainsFunc(u.Known, n.answersTo) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// find returns the node that answers to addr, or nil.
+func (f *fleet) find(addr string) *node {
+	for _, n := range f.nodes {
+		if n.answersTo(addr) || f.entry.Reach(addr) == f.entry.Reach(n.name) {
+			return n
+		}
+	}
+	return nil
+}
+
+// each runs do for every node that answers, in parallel within bounds.
+func (f *fleet) each(do func(*node)) {
+	slots := make(chan struct{}, maxParallel)
+	done := make(chan struct{})
+	up := slices.DeleteFunc(slices.Clone(f.nodes), func(n *node) bool { return n.err != nil })
+	for _, n := range up {
+		go func() {
+			slots <- struct{}{}
+			do(n)
+			<-slots
+			done <- struct{}{}
+		}()
+	}
+	for range up {
+		<-done
+	}
+}

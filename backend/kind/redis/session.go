@@ -1,0 +1,227 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+)
+
+// chunk is how many commands travel in one round trip.
+const chunk = 256
+
+// session is one TCP connection to one node, for the length of one call. It
+// never dials again: a request is sent once or not at all.
+type session struct {
+	node   string // how errors name it
+	addr   string // what was dialled
+	client *redis.Client
+	conn   *redis.Conn
+	cut    context.CancelFunc
+}
+
+type command []any
+
+type reply struct {
+	value any
+	err   error
+}
+
+// dial connects, within connectCtx, to the first of addrs that answers. The
+// connection dies with ctx, and with it everything that the kernel has not sent yet.
+func dial(ctx, connectCtx context.Context, node string, addrs []string) (*session, error) {
+	ctx, cut := context.WithCancel(ctx)
+	var raw net.Conn
+	var addr string
+	err := fmt.Errorf("node %s has no address", node)
+	for _, addr = range addrs {
+		if raw, err = (&net.Dialer{}).DialContext(connectCtx, "tcp", addr); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		cut()
+		return nil, fmt.Errorf("node %s cannot be reached, check that it runs and that its address is right: %w", node, plain(err))
+	}
+	if tcp, ok := raw.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // close means gone, not "still trying to deliver"
+	}
+	s := &session{node: node, addr: addr, client: client(raw, addr), cut: cut}
+	s.conn = s.client.Conn()
+	context.AfterFunc(ctx, func() { _ = raw.Close() })
+	return s, nil
+}
+
+// client makes go-redis use raw and nothing else. Without credentials it sends
+// no AUTH of its own, which it would repeat after a refused HELLO.
+func client(raw net.Conn, addr string) *redis.Client {
+	first := make(chan net.Conn, 1)
+	first <- raw
+	return redis.NewClient(&redis.Options{
+		Addr: addr, Protocol: 2, DisableIdentity: true, ContextTimeoutEnabled: true,
+		MaxRetries: -1, DialerRetries: 1, PoolSize: 1, PipelinePoolSize: -1,
+		ReadTimeout: kind.CallTimeout, WriteTimeout: kind.CallTimeout,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+		Dialer: func(context.Context, string, string) (net.Conn, error) {
+			select {
+			case c := <-first:
+				return c, nil
+			default:
+				return nil, net.ErrClosed
+			}
+		},
+	})
+}
+
+func (s *session) close() {
+	_ = s.conn.Close()
+	_ = s.client.Close()
+	s.cut()
+}
+
+// run sends commands in as few round trips as their number allows and returns
+// a reply for each. After the connection is lost the rest is not sent.
+func (s *session) run(ctx context.Context, commands []command) []reply {
+	replies := make([]reply, 0, len(commands))
+	var lost error
+	for len(replies) < len(commands) {
+		part := commands[len(replies):min(len(replies)+chunk, len(commands))]
+		if lost == nil {
+			lost = ctx.Err()
+		}
+		if lost != nil {
+			for range part {
+				replies = append(replies, reply{err: lost})
+			}
+			continue
+		}
+		cmds := make([]*redis.Cmd, len(part))
+		pipe := s.conn.Pipeline()
+		for i, c := range part {
+			cmds[i] = pipe.Do(ctx, c...)
+		}
+		if _, err := pipe.Exec(ctx); err != nil && !isReply(err) {
+			lost = err
+		}
+		for _, c := range cmds {
+			value, err := c.Result()
+			if errors.Is(err, redis.Nil) {
+				err = nil
+			}
+			replies = append(replies, reply{value, err})
+		}
+	}
+	return replies
+}
+
+// login tries the admin's credentials in order. More than one exists only
+// while the admin credential itself is being rotated.
+func (s *session) login(ctx context.Context, logins []kind.Material) (string, error) {
+	if len(logins) == 0 {
+		return "", kind.Definitely("the connection has no admin credential: write its username and password")
+	}
+	var err error
+	for _, m := range logins {
+		username := m.Username
+		if username == "" {
+			username = "default"
+		}
+		if m.Secret == "" && username == "default" {
+			return username, nil // an open server; what follows says NOAUTH if it is not
+		}
+		err = s.run(ctx, []command{{"AUTH", username, m.Secret}})[0].err
+		if err == nil {
+			return username, nil
+		}
+		if replyCode(err) != "WRONGPASS" {
+			break
+		}
+	}
+	if replyCode(err) == "ERR" && strings.Contains(err.Error(), "wrong number of arguments") {
+		return "", s.tooOld()
+	}
+	return "", s.explain(err, "log in as admin", logins[0].Username)
+}
+
+func (s *session) tooOld() error {
+	return kind.Definitely("node %s is a redis without ACLs: roles need redis 6 or later, so upgrade it", s.node)
+}
+
+// isReply reports whether err is an answer of the server, and not a failure to
+// get one.
+func isReply(err error) bool {
+	var e redis.Error
+	return errors.As(err, &e)
+}
+
+// replyCode is the first word of an error reply ("NOPERM"), or "". The rest of
+// a reply is never shown as it is: ACL SETUSER echoes its modifiers.
+func replyCode(err error) string {
+	if err == nil || !isReply(err) {
+		return ""
+	}
+	code, _, _ := strings.Cut(err.Error(), " ")
+	return code
+}
+
+// explain turns what happened to one command into a sentence with a class.
+// what says what was tried, in words that hold no secret.
+func (s *session) explain(err error, what, user string) error {
+	if !isReply(err) {
+		return fmt.Errorf("node %s did not answer when asked to %s, check that it runs and is not overloaded: %w", s.node, what, plain(err))
+	}
+	code := replyCode(err)
+	switch code {
+	case "NOPERM":
+		return kind.Definitely("node %s does not permit the admin user to %s: grant it the command (see the documentation of redis connections)", s.node, what)
+	case "WRONGPASS":
+		return fmt.Errorf("node %s refuses the login of %q when asked to %s: write the connection with the right password, or enable the user", s.node, user, what)
+	case "NOAUTH":
+		return fmt.Errorf("node %s wants a login when asked to %s: write the connection with a username and password", s.node, what)
+	case "LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS", "READONLY", "OOM", "MISCONF", "DENIED":
+		return fmt.Errorf("node %s cannot %s now and answers %s: wait, or look at its log", s.node, what, code)
+	}
+	if strings.Contains(err.Error(), "max number of clients") {
+		return fmt.Errorf("node %s has as many clients as it allows and cannot %s: raise maxclients or close some", s.node, what)
+	}
+	if strings.Contains(err.Error(), "unknown command") || strings.Contains(err.Error(), "unknown subcommand") {
+		return kind.Definitely("node %s does not know how to %s: it is too old, or the command was renamed", s.node, what)
+	}
+	return fmt.Errorf("node %s could not %s: look at its log", s.node, what)
+}
+
+// plain keeps of a network error what helps, without go-redis' wrapping.
+func plain(err error) error {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded) || isTimeout(err):
+		return context.DeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case errors.Is(err, net.ErrClosed), errors.Is(err, io.EOF):
+		return errors.New("the connection was lost")
+	}
+	return err
+}
+
+func isTimeout(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
+}
+
+// within bounds a step by a share of the time that ctx has left, so that a
+// node that hangs leaves time for the others.
+func within(ctx context.Context, share int, most time.Duration) (context.Context, context.CancelFunc) {
+	d := most
+	if deadline, ok := ctx.Deadline(); ok {
+		d = min(d, time.Until(deadline)/time.Duration(share))
+	}
+	return context.WithTimeout(ctx, d)
+}

@@ -1,0 +1,148 @@
+package redis
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+)
+
+// Info is what Verify found behind a connection.
+type Info struct {
+	// Identity names the target itself. Two connections to the same servers
+	// have the same one.
+	Identity string
+	// Topology is "cluster", "replicated" or "standalone".
+	Topology string
+	Nodes    []Node
+	// Warnings are sentences about what is wrong but does not make the
+	// connection useless.
+	Warnings []string
+}
+
+// Node is one server behind a connection.
+type Node struct {
+	Name    string
+	Version string // "" when it could not be asked
+	Role    string // "primary", "replica", or "" when it could not be asked
+	Err     error
+}
+
+// ValidateConfig fills defaults into the redis fields of a connection and
+// refuses what cannot work, with one sentence that names the field.
+func ValidateConfig(c *connection.Redis) error {
+	if c == nil || len(c.Addresses) == 0 {
+		return fmt.Errorf("addresses is empty: give the host:port of at least one redis node")
+	}
+	for _, a := range c.Addresses {
+		host, port, err := net.SplitHostPort(a)
+		if err != nil || host == "" || port == "" || strings.ContainsAny(a, "/@ ") {
+			return fmt.Errorf("addresses holds %q: each has to be host:port, without a scheme or credentials", a)
+		}
+		if _, err := netip.ParseAddrPort("127.0.0.1:" + port); err != nil {
+			return fmt.Errorf("addresses holds %q: its port has to be a number from 1 to 65535", a)
+		}
+	}
+	if c.Topology == "" {
+		c.Topology = TopologyAuto
+	}
+	if c.Topology == "sentinel" {
+		return fmt.Errorf("topology is \"sentinel\", which is not supported yet: give the redis nodes themselves as addresses, with topology auto")
+	}
+	if !slices.Contains([]string{TopologyAuto, TopologyStandalone, TopologyCluster}, c.Topology) {
+		return fmt.Errorf("topology is %q: allowed are auto, standalone and cluster", c.Topology)
+	}
+	if c.Persistence == "" {
+		c.Persistence = PersistAuto
+	}
+	if !slices.Contains([]string{PersistAuto, PersistACL, PersistRewrite, PersistNone}, c.Persistence) {
+		return fmt.Errorf("persistence is %q: allowed are auto, acl-save, config-rewrite and none", c.Persistence)
+	}
+	for _, cidr := range c.AllowedCIDRs {
+		if _, err := netip.ParsePrefix(cidr); err != nil {
+			return fmt.Errorf("allowed_cidrs holds %q: each has to be a network such as 10.1.0.0/16", cidr)
+		}
+	}
+	return nil
+}
+
+// Verify logs in to every node of a connection and says what is there. It
+// fails when no node can be asked, and when one of them shows that rotations
+// through this connection could not work.
+func Verify(ctx context.Context, entry *connection.Entry) (Info, error) {
+	f, err := discover(ctx, entry, nil)
+	if err != nil {
+		return Info{}, err
+	}
+	defer f.close()
+	info := Info{Identity: f.identity(), Topology: f.topology()}
+	primaries := 0
+	for _, n := range f.nodes {
+		shown := Node{Name: n.name, Err: n.err}
+		if n.err != nil {
+			if kind.IsDefinite(n.err) {
+				return Info{}, n.err
+			}
+			info.Warnings = append(info.Warnings, n.err.Error())
+			info.Nodes = append(info.Nodes, shown)
+			continue
+		}
+		shown.Version, shown.Role = n.facts.version, "primary"
+		if n.facts.replica {
+			shown.Role = "replica"
+		} else {
+			primaries++
+		}
+		if !n.facts.may("acl|setuser") {
+			return Info{}, kind.Definitely("%s", n.cannot(entry.Redis.Persistence, false)[0])
+		}
+		info.Warnings = append(info.Warnings, n.cannot(entry.Redis.Persistence, false)...)
+		info.Warnings = append(info.Warnings, n.warnings()...)
+		info.Nodes = append(info.Nodes, shown)
+	}
+	if primaries > 1 && info.Topology != TopologyCluster {
+		info.Warnings = append(info.Warnings, "addresses leads to several primaries that do not belong together: users are changed on all of them, so check that this is meant")
+	}
+	return info, nil
+}
+
+func (f *fleet) topology() string {
+	switch {
+	case f.isCluster():
+		return TopologyCluster
+	case len(f.nodes) > 1:
+		return "replicated"
+	}
+	return TopologyStandalone
+}
+
+// identity outlives restarts and failovers: node ids of a cluster, addresses
+// otherwise (a run id, or a replication id, does not).
+func (f *fleet) identity() string {
+	var parts []string
+	for _, n := range f.nodes {
+		for _, m := range n.facts.members {
+			parts = append(parts, m.id)
+		}
+		if !n.facts.cluster && n.err == nil {
+			parts = append(parts, n.s.addr)
+		} else if !n.facts.cluster {
+			parts = append(parts, f.entry.Reach(n.name))
+		}
+	}
+	prefix := "redis:"
+	if f.isCluster() {
+		prefix = "redis-cluster:"
+		parts = slices.DeleteFunc(parts, func(p string) bool { return strings.Contains(p, ":") })
+	}
+	slices.Sort(parts)
+	sum := sha256.Sum256([]byte(strings.Join(slices.Compact(parts), ",")))
+	return prefix + hex.EncodeToString(sum[:16])
+}
