@@ -66,7 +66,14 @@ func (o operation) handler(known map[string]*framework.FieldSchema) framework.Op
 // strict refuses fields that the path does not have, values that are too large,
 // and names that a path could not carry.
 func strict(known map[string]*framework.FieldSchema, call framework.OperationFunc) framework.OperationFunc {
-	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (resp *logical.Response, err error) {
+		// A panic would end the process, and with it every other mount that it
+		// serves; Vault would then send the same request again.
+		defer func() {
+			if p := recover(); p != nil {
+				resp, err = nil, fmt.Errorf("this request met a defect of the engine (%T at %s); please report it", p, req.Path)
+			}
+		}()
 		for name, value := range req.Data {
 			if known[name] == nil {
 				return refuse("unknown field %q; this path takes %s", name, list(known))
@@ -83,7 +90,7 @@ func strict(known map[string]*framework.FieldSchema, call framework.OperationFun
 				return refuse("%v", err)
 			}
 		}
-		resp, err := call(ctx, req, d)
+		resp, err = call(ctx, req, d)
 		return resp, coded(err)
 	}
 }
@@ -160,6 +167,14 @@ func formatTime(t time.Time) string {
 		return ""
 	}
 	return t.UTC().Format(time.RFC3339Nano)
+}
+
+// count prints "1 role", "2 roles".
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }

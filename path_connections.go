@@ -183,7 +183,7 @@ func found(info redis.Info) (summary string, nodes []string) {
 			nodes = append(nodes, fmt.Sprintf("%s (%s, Redis %s)", n.Name, n.Role, n.Version))
 		}
 	}
-	return fmt.Sprintf("%s, %d nodes", info.Topology, len(nodes)), nodes
+	return info.Topology + ", " + count(len(nodes), "node"), nodes
 }
 
 // identify makes sure that the target behind a connection is known by its own

@@ -263,7 +263,7 @@ func partMap(p rotation.Part) map[string]any {
 
 // summary counts parts by what a person wants to know of them.
 func summary(parts []rotation.Part) string {
-	count := map[string]int{}
+	tally := map[string]int{}
 	for _, p := range parts {
 		word := string(p.State)
 		switch p.State {
@@ -272,18 +272,14 @@ func summary(parts []rotation.Part) string {
 		case "":
 			word = "waiting"
 		}
-		count[word]++
+		tally[word]++
 	}
-	words := make([]string, 0, len(count))
-	for w, n := range count {
+	words := make([]string, 0, len(tally))
+	for w, n := range tally {
 		words = append(words, fmt.Sprintf("%d %s", n, strings.ReplaceAll(w, "_", " ")))
 	}
 	slices.Sort(words)
-	noun := "roles"
-	if len(parts) == 1 {
-		noun = "role"
-	}
-	return fmt.Sprintf("%d %s: %s", len(parts), noun, strings.Join(words, ", "))
+	return count(len(parts), "role") + ": " + strings.Join(words, ", ")
 }
 
 // plan is dry_run: what a rotation would do, and what it would meet.
@@ -314,7 +310,7 @@ func (b *backend) plan(ctx context.Context, req *logical.Request, names []string
 		}
 		roles[rep.Role.Name] = map[string]any{"kind": rep.Role.Kind, "plan": line, "error": problem, "notes": orEmpty(rep.Notes)}
 	}
-	data["roles"], data["summary"] = roles, fmt.Sprintf("%d of %d roles could be rotated now; nothing was changed", ready, len(reports))
+	data["roles"], data["summary"] = roles, fmt.Sprintf("%d of %s could be rotated now; nothing was changed", ready, count(len(reports), "role"))
 	return &logical.Response{Data: data}, nil
 }
 

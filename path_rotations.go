@@ -16,7 +16,7 @@ func (b *backend) pathRotations() []*framework.Path {
 	page := map[string]*framework.FieldSchema{
 		"state": {Type: framework.TypeString, Query: true, Description: "Only rotations in this state."},
 		"after": {Type: framework.TypeString, Query: true, Description: "Only rotations started before the one with this id: the last one of the page before."},
-		"limit": {Type: framework.TypeInt64, Query: true, Default: 100, Description: "At most so many; 1 to 1000. Default 100."},
+		"limit": {Type: framework.TypeInt64, Query: true, Default: int64(100), Description: "At most so many; 1 to 1000. Default 100."},
 	}
 	one := map[string]*framework.FieldSchema{"id": idField}
 	lists := operation{call: b.listRotations, summary: "List rotations, newest first.", verb: "list", suffix: "rotations", fields: keyInfoFields, errors: []int{400}}

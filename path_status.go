@@ -68,8 +68,8 @@ func (b *backend) status(ctx context.Context, req *logical.Request, _ *framework
 		data[in] = names[:min(maxLines, len(names))]
 	}
 	data["counts"] = counts
-	data["summary"] = fmt.Sprintf("%d roles: %d running, %d due, %d overdue, %d failed, %d drifted",
-		roles, counts["running"], counts["due"], counts["overdue"], counts["failed"], counts["drifted"])
+	data["summary"] = fmt.Sprintf("%s: %d running, %d due, %d overdue, %d failed, %d drifted",
+		count(roles, "role"), counts["running"], counts["due"], counts["overdue"], counts["failed"], counts["drifted"])
 	return &logical.Response{Data: data}, nil
 }
 

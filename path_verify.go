@@ -66,7 +66,7 @@ func verdict(rep rotation.Report, good bool, mount string) (summary, follow stri
 	case good && len(rep.Nodes) == 0:
 		return fmt.Sprintf("version %d is served; no server holds this secret", currentNumber(r)), creds
 	case good:
-		return fmt.Sprintf("version %d is accepted at %d of %d nodes", currentNumber(r), len(rep.Nodes), len(rep.Nodes)), creds
+		return fmt.Sprintf("version %d is accepted at %d of %s", currentNumber(r), len(rep.Nodes), count(len(rep.Nodes), "node")), creds
 	case rep.Err != nil:
 		return rep.Err.Error(), fmt.Sprintf("vault write -f %sreconcile/%s/%s", mount, r.Kind, r.Name)
 	}
