@@ -2,6 +2,7 @@ package servers
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -166,7 +167,7 @@ func (v *Vault) prepare() (err error) {
 // faster, and returns when its API answers.
 func (v *Vault) listen(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
-		port, err := vaultPort()
+		port, err := freePort()
 		if err != nil {
 			return err
 		}
@@ -188,10 +189,9 @@ func (v *Vault) listen(ctx context.Context) error {
 }
 
 func (v *Vault) useAddress(port int) error {
-	listen := fmt.Sprintf("127.0.0.1:%d", port)
-	v.Address = "http://" + listen
+	v.Address = "http://" + loopback(port)
 	if !v.options.Raft {
-		v.Token = "root-" + filepath.Base(v.dir)
+		v.Token = rand.Text()
 	}
 	config := api.DefaultConfig()
 	if config.Error != nil {
@@ -213,16 +213,17 @@ func (v *Vault) config(port int) []byte {
 	if !v.options.Raft {
 		return []byte("disable_mlock = true\n")
 	}
+	listen, cluster := loopback(port), loopback(port+10000) // freePort found both free
 	return fmt.Appendf(nil, `
 disable_mlock    = true
 ui               = false
 plugin_directory = %q
-api_addr         = "http://127.0.0.1:%d"
-cluster_addr     = "https://127.0.0.1:%d"
+api_addr         = "http://%s"
+cluster_addr     = "https://%s"
 
 listener "tcp" {
-  address         = "127.0.0.1:%d"
-  cluster_address = "127.0.0.1:%d"
+  address         = %q
+  cluster_address = %q
   tls_disable     = true
 }
 
@@ -231,7 +232,7 @@ storage "raft" {
   node_id                = "only"
   performance_multiplier = 1
 }
-`, v.pluginDir, port, port+1, port, port+1, filepath.Join(v.dir, "data"))
+`, v.pluginDir, listen, cluster, listen, cluster, filepath.Join(v.dir, "data"))
 }
 
 // launch starts the process and returns when its API answers, sealed or not.
@@ -243,14 +244,14 @@ func (v *Vault) launch(ctx context.Context) error {
 	defer log.Close()
 	args := []string{"server", "-log-level=debug", "-config=" + filepath.Join(v.dir, "vault.hcl")}
 	if !v.options.Raft {
-		args = append(args, "-dev", "-dev-no-store-token", "-dev-root-token-id="+v.Token,
+		args = append(args, "-dev", "-dev-no-store-token",
 			"-dev-listen-address="+strings.TrimPrefix(v.Address, "http://"),
 			"-dev-plugin-dir="+v.pluginDir, "-dev-plugin-init=false")
 	}
 	command := exec.Command(v.options.Binary, args...)
 	command.Stdout, command.Stderr = log, log
 	command.Dir = v.dir
-	command.Env = vaultEnvironment()
+	command.Env = append(vaultEnvironment(), "VAULT_DEV_ROOT_TOKEN_ID="+v.Token)
 	process, err := startChild(command)
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", v.options.Binary, err)
@@ -382,6 +383,9 @@ func (v *Vault) Env() []string {
 	return append(vaultEnvironment(), "VAULT_ADDR="+v.Address, "VAULT_TOKEN="+v.Token, "PATH="+path)
 }
 
+// Binary is the vault program.
+func (v *Vault) Binary() string { return v.options.Binary }
+
 // CLI runs `vault args…` and returns what it prints.
 func (v *Vault) CLI(ctx context.Context, args ...string) (string, error) {
 	command := exec.CommandContext(ctx, v.options.Binary, args...)
@@ -429,13 +433,15 @@ func (v *Vault) PluginPIDs() ([]int, error) {
 }
 
 // KillPlugin sends SIGKILL to the plugin and returns how many processes it
-// killed, when they are gone. Vault starts a new one at the next request.
+// killed, when Vault has reaped them. Vault starts a new one at the next
+// request; requests that it was handling, and now and then one that comes
+// within the next millisecond, get an answer 500, which the CLI repeats.
 func (v *Vault) KillPlugin() (int, error) {
 	pids, err := v.PluginPIDs()
 	if err != nil {
 		return 0, err
 	}
-	return len(pids), killAll(pids)
+	return len(pids), killAll(pids, true)
 }
 
 // Kill sends SIGKILL to Vault, not to its plugin, which is what an
@@ -497,7 +503,7 @@ func (v *Vault) halt() error {
 	for _, p := range orphans {
 		pids = append(pids, p.pid)
 	}
-	return errors.Join(err, listErr, killAll(pids))
+	return errors.Join(err, listErr, killAll(pids, false))
 }
 
 func (v *Vault) current() *childProcess {

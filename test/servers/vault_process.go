@@ -3,8 +3,6 @@ package servers
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -112,8 +110,9 @@ func processStat(folder string) (state string, parent int, err error) {
 }
 
 // killAll sends SIGKILL to processes, which need not be our children, and
-// returns when they are gone or wait to be reaped.
-func killAll(pids []int) error {
+// returns when they are gone. Those that their parent has not waited for yet
+// are gone too, unless reaped is asked for.
+func killAll(pids []int, reaped bool) error {
 	for _, pid := range pids {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return fmt.Errorf("killing process %d: %w", pid, err)
@@ -123,36 +122,14 @@ func killAll(pids []int) error {
 	for _, pid := range pids {
 		for {
 			state, _, err := processStat(fmt.Sprintf("/proc/%d", pid))
-			if err != nil || state == "Z" || state == "X" {
+			if err != nil || (state == "Z" && !reaped) {
 				break
 			}
 			if time.Now().After(deadline) {
 				return fmt.Errorf("process %d is still there 10 s after SIGKILL", pid)
 			}
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(time.Millisecond)
 		}
 	}
 	return nil
-}
-
-// vaultPort finds a port that is free now together with the next one. It looks
-// below the range from which systems take ports for outgoing connections, so
-// that a killed Vault finds its ports free when it returns.
-func vaultPort() (int, error) {
-	for range 200 {
-		port := 20000 + 2*rand.IntN(6000)
-		if portFree(port) && portFree(port+1) {
-			return port, nil
-		}
-	}
-	return 0, errors.New("found no two free ports between 20000 and 32000")
-}
-
-func portFree(port int) bool {
-	listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		return false
-	}
-	listener.Close()
-	return true
 }

@@ -3,7 +3,9 @@ package servers
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -26,9 +28,9 @@ func TestVaultOnDiskSurvivesKills(t *testing.T) {
 	killed, err := v.KillPlugin()
 	require.NoError(t, err)
 	require.Equal(t, 1, killed)
-	config, err := v.Client().Logical().ReadWithContext(ctx, "harmonyflow/config")
+	period, err := v.CLI(ctx, "read", "-field=grace_period", "harmonyflow/config")
 	require.NoError(t, err, "vault starts the plugin again at the next request")
-	require.Equal(t, "7200", fmt.Sprint(config.Data["grace_period"]))
+	require.Equal(t, "7200", strings.TrimSpace(period))
 	after, err := v.PluginPIDs()
 	require.NoError(t, err)
 	require.Len(t, after, 1)
@@ -37,8 +39,12 @@ func TestVaultOnDiskSurvivesKills(t *testing.T) {
 	for range 2 {
 		require.NoError(t, v.Kill())
 		require.Zero(t, v.PID())
+		require.Eventually(t, func() bool {
+			left, err := v.pluginProcesses()
+			return err == nil && len(left) == 0
+		}, 10*time.Second, 50*time.Millisecond, "a plugin ends by itself when its vault is gone")
 		require.NoError(t, v.Restart(ctx))
-		config, err = v.Client().Logical().ReadWithContext(ctx, "harmonyflow/config")
+		config, err := v.Client().Logical().ReadWithContext(ctx, "harmonyflow/config")
 		require.NoError(t, err)
 		require.Equal(t, "7200", fmt.Sprint(config.Data["grace_period"]))
 	}
