@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,17 +103,20 @@ func (e *Engine) beginOne(ctx context.Context, req Request, parent string) (*Hea
 	if found, err := e.repeated(ctx, req); found != nil || err != nil {
 		return found, err
 	}
-	unlock, err := e.locks.lockAll(ctx, req.Roles)
+	// A role that is rotating may be locked for as long as its target hangs: it is
+	// left out before the others are locked.
+	free, taken, err := e.sortOut(ctx, req.Roles)
+	if err != nil || len(free) == 0 {
+		return nil, cmp.Or(err, taken)
+	}
+	unlock, err := e.locks.lockAll(ctx, namesOf(free))
 	if err != nil {
 		return nil, fmt.Errorf("the roles are busy; try again: %w", err)
 	}
 	defer unlock()
-	free, taken, err := e.sortOut(ctx, req.Roles)
-	if err != nil {
-		return nil, err
-	}
-	if len(free) == 0 {
-		return nil, taken
+	free, taken, err = e.sortOut(ctx, namesOf(free))
+	if err != nil || len(free) == 0 {
+		return nil, cmp.Or(err, taken)
 	}
 	h := &Header{
 		ID: newID(), Parent: parent, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
@@ -138,6 +142,14 @@ func (e *Engine) beginOne(ctx context.Context, req Request, parent string) (*Hea
 	e.track(h)
 	e.beginRoles(ctx, h, free)
 	return h, nil
+}
+
+func namesOf(roles []*Role) []string {
+	names := make([]string, len(roles))
+	for i, r := range roles {
+		names[i] = r.Name
+	}
+	return names
 }
 
 // sortOut reads roles and says which are free; taken is about the first that
