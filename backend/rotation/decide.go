@@ -643,7 +643,7 @@ func (d *decider) endAs(next *Role, state State, v *verdict) step {
 	next.LastRun = &Ending{
 		Rotation: ended.Rotation, Trigger: ended.Trigger, State: state, Error: reason, At: d.now,
 	}
-	if ended.Phase == Preflight && state == Failed && d.currentRefused() {
+	if ended.Phase == Preflight && state == Failed && next.Drift == nil && d.currentRefused() {
 		next.Drift = &Drift{Since: d.now, Reason: reason}
 	}
 	d.settleSchedule(next, ended, state, reason)
