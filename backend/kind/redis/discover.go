@@ -253,8 +253,7 @@ func (f *fleet) missing(known []string) []string {
 			return nil
 		}
 	}
-	slices.Sort(known)
-	return slices.Compact(known)
+	return slices.Compact(slices.Sorted(slices.Values(known)))
 }
 
 // merge makes one node of several names of one server, which its run id tells.
@@ -275,7 +274,10 @@ func (f *fleet) merge() {
 		kept[i].seed = kept[i].seed || n.seed
 		n.s.close()
 	}
-	f.nodes = kept
+	// Others may know a node by an address that does not lead to it from here.
+	f.nodes = slices.DeleteFunc(slices.Clone(kept), func(n *node) bool {
+		return n.err != nil && slices.ContainsFunc(kept, func(k *node) bool { return k.err == nil && k.answersTo(n.name) })
+	})
 	slices.SortFunc(f.nodes, func(a, b *node) int { return strings.Compare(a.name, b.name) })
 }
 
