@@ -117,6 +117,7 @@ func Redis(t testing.TB, opts ...RedisOption) *RedisNode {
 }
 
 func cleanUp(t testing.TB, nodes ...*RedisNode) {
+	t.Helper()
 	for _, n := range nodes {
 		if err := n.Kill(); err != nil {
 			t.Errorf("clean up: %v", err)

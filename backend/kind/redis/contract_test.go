@@ -174,6 +174,7 @@ func (r *rig) Heal() {
 // capture records what goes over the wire, what MONITOR shows of it and what
 // stands in the slow log afterwards.
 func (r *rig) capture(t testing.TB) func() []byte {
+	t.Helper()
 	var stops []func() []byte
 	for i, n := range r.set.Nodes {
 		_, err := n.Do(t.Context(), "SLOWLOG", "RESET")
@@ -194,6 +195,7 @@ func (r *rig) capture(t testing.TB) func() []byte {
 }
 
 func monitor(t testing.TB, n *servers.RedisNode) func() []byte {
+	t.Helper()
 	c, err := net.Dial("tcp", n.Addr)
 	require.NoError(t, err)
 	_, err = fmt.Fprintf(c, "AUTH %s %s\r\nMONITOR\r\n", servers.RedisAdmin, servers.RedisAdminPassword)

@@ -28,6 +28,7 @@ func open(e *connection.Entry) kind.Target {
 }
 
 func limited(t *testing.T) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), kind.CallTimeout)
 	t.Cleanup(cancel)
 	return ctx
@@ -42,6 +43,7 @@ func do(t *testing.T, n *servers.RedisNode, args ...any) any {
 
 // calls returns how often a command ran at n.
 func calls(t *testing.T, n *servers.RedisNode, command string) int {
+	t.Helper()
 	info, err := n.Info(t.Context(), "commandstats")
 	require.NoError(t, err)
 	count, _, _ := strings.Cut(strings.TrimPrefix(info["cmdstat_"+command], "calls="), ",")
@@ -50,6 +52,7 @@ func calls(t *testing.T, n *servers.RedisNode, command string) int {
 }
 
 func TestManyUsersCostOneSave(t *testing.T) {
+	t.Parallel()
 	const count = 500
 	n := servers.Redis(t)
 	var changes []kind.Change
@@ -79,6 +82,7 @@ func TestManyUsersCostOneSave(t *testing.T) {
 }
 
 func TestNothingIsChangedThatCannotBeSaved(t *testing.T) {
+	t.Parallel()
 	n := servers.Redis(t, servers.WithoutConfigFile())
 	do(t, n, "ACL", "SETUSER", "app", "on", ">old")
 	e := direct(n)
@@ -96,6 +100,7 @@ func TestNothingIsChangedThatCannotBeSaved(t *testing.T) {
 }
 
 func TestAdminIsTriedWithEveryCandidate(t *testing.T) {
+	t.Parallel()
 	n := servers.Redis(t, servers.WithUsers("app on >old"))
 	e := direct(n)
 	e.Admin = connection.NewAdmin(kind.Material{Username: servers.RedisAdmin, Secret: "not yet"})
@@ -106,6 +111,7 @@ func TestAdminIsTriedWithEveryCandidate(t *testing.T) {
 }
 
 func TestLeastPrivilege(t *testing.T) {
+	t.Parallel()
 	const minimal = "rot on >rot resetkeys resetchannels -@all +acl|getuser +acl|setuser +acl|save +config|get +config|rewrite +info +cluster|nodes"
 	n := servers.Redis(t, servers.WithUsers(minimal, "weak on >weak -@all +acl|getuser +config|get +info", "app on >old"))
 	e := direct(n)
@@ -128,6 +134,7 @@ func TestLeastPrivilege(t *testing.T) {
 }
 
 func TestVerifyNamesOneTargetFromEveryNode(t *testing.T) {
+	t.Parallel()
 	set := servers.RedisReplicated(t, 2)
 	e := direct(set.Nodes...)
 	first, err := Verify(limited(t), e)
@@ -149,6 +156,7 @@ func TestVerifyNamesOneTargetFromEveryNode(t *testing.T) {
 
 // A replica whose masterauth went stale replicates on until it reconnects.
 func TestStaleMasterauthIsAProblem(t *testing.T) {
+	t.Parallel()
 	set := servers.RedisReplicated(t, 1, servers.WithReplicationUser("repl", "one"))
 	do(t, set.Nodes[1], "CONFIG", "SET", "masterauth", "wrong")
 	target := open(direct(set.Nodes...))
@@ -175,6 +183,7 @@ func TestStaleMasterauthIsAProblem(t *testing.T) {
 
 // Where the primary cannot be asked, its replicas keep the login that works.
 func TestMasterauthWaitsForThePrimary(t *testing.T) {
+	t.Parallel()
 	set := servers.RedisReplicated(t, 1, servers.WithReplicationUser("repl", "one"))
 	e := direct(set.Nodes...)
 	e.Redis.Addresses = []string{set.Nodes[1].Addr}
