@@ -1,6 +1,7 @@
 package servers
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -40,6 +41,10 @@ type VaultOptions struct {
 	NoMount bool
 	// Race builds the plugin with the race detector.
 	Race bool
+	// LogLevel is the server's; without it "debug".
+	LogLevel string
+	// RawStorage lets the root token read what is stored, at sys/raw.
+	RawStorage bool
 	// Binary is the vault program; without it VaultBinary finds one.
 	Binary string
 	// Plugin is the plugin program; without it BuildPlugin builds one.
@@ -51,8 +56,8 @@ type VaultOptions struct {
 	Dir string
 }
 
-// Vault is a running Vault server that listens on loopback only, logs at level
-// debug and audits every request. When the process that started it dies, it
+// Vault is a running Vault server that listens on loopback only and audits
+// every request. When the process that started it dies, it
 // dies.
 type Vault struct {
 	// Address is the API's URL; it survives Restart.
@@ -211,15 +216,16 @@ func (v *Vault) useAddress(port int) error {
 
 func (v *Vault) config(port int) []byte {
 	if !v.options.Raft {
-		return []byte("disable_mlock = true\n")
+		return fmt.Appendf(nil, "disable_mlock = true\nraw_storage_endpoint = %t\n", v.options.RawStorage)
 	}
 	listen, cluster := loopback(port), loopback(port+10000) // freePort found both free
 	return fmt.Appendf(nil, `
-disable_mlock    = true
-ui               = false
-plugin_directory = %q
-api_addr         = "http://%s"
-cluster_addr     = "https://%s"
+disable_mlock        = true
+ui                   = false
+raw_storage_endpoint = %t
+plugin_directory     = %q
+api_addr             = "http://%s"
+cluster_addr         = "https://%s"
 
 listener "tcp" {
   address         = %q
@@ -232,7 +238,7 @@ storage "raft" {
   node_id                = "only"
   performance_multiplier = 1
 }
-`, v.pluginDir, listen, cluster, listen, cluster, filepath.Join(v.dir, "data"))
+`, v.options.RawStorage, v.pluginDir, listen, cluster, listen, cluster, filepath.Join(v.dir, "data"))
 }
 
 // launch starts the process and returns when its API answers, sealed or not.
@@ -242,7 +248,7 @@ func (v *Vault) launch(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	args := []string{"server", "-log-level=debug", "-config=" + filepath.Join(v.dir, "vault.hcl")}
+	args := []string{"server", "-log-level=" + cmp.Or(v.options.LogLevel, "debug"), "-config=" + filepath.Join(v.dir, "vault.hcl")}
 	if !v.options.Raft {
 		args = append(args, "-dev", "-dev-no-store-token",
 			"-dev-listen-address="+strings.TrimPrefix(v.Address, "http://"),
