@@ -159,12 +159,14 @@ func (b *backend) writeConnection(ctx context.Context, _ *logical.Request, d *fr
 		if err != nil {
 			return refuse("connection %q cannot be used: %v; nothing was stored (verify_connection=false stores it all the same)", name, err)
 		}
-		e.Identity = info.Identity
+		if err := b.recognize(ctx, e, info); err != nil {
+			return nil, err
+		}
 		resp.Data["summary"], resp.Data["nodes"] = found(info)
 		resp.Warnings = info.Warnings
 	} else {
 		if !sameEndpoint(before, e) {
-			e.Identity = "" // found when the first role is created
+			e.Identity, e.Members = "", nil // found when the first role is created
 		}
 		resp.Data["summary"], resp.Data["nodes"] = "stored without being tried", []string{}
 	}
@@ -201,8 +203,25 @@ func (b *backend) identify(ctx context.Context, e *connection.Entry) error {
 	if err != nil {
 		return fmt.Errorf("connection %q cannot be used: %w", e.Name, err)
 	}
-	e.Identity = info.Identity
+	if err := b.recognize(ctx, e, info); err != nil {
+		return err
+	}
 	return b.connections.Put(ctx, e)
+}
+
+// recognize gives a connection the identity of its target, which may be known
+// already: under another connection's name, or from before a node came or went.
+func (b *backend) recognize(ctx context.Context, e *connection.Entry, info redis.Info) error {
+	known, err := b.connections.All(ctx)
+	if err != nil {
+		return err
+	}
+	e.Identity, e.Members = info.Identity, info.Members
+	if own := slices.IndexFunc(known, func(k *connection.Entry) bool { return k.Name == e.Name }); own > 0 {
+		known[0], known[own] = known[own], known[0] // before that of another
+	}
+	e.Recognize(known)
+	return nil
 }
 
 // connectionFrom applies what was given to what is stored, and refuses what

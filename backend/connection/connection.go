@@ -35,6 +35,9 @@ type Entry struct {
 	// Identity names the target itself (cluster id, replication topology), so
 	// that two connections to one server are known to be the same target.
 	Identity string `json:"identity,omitempty"`
+	// Members are the nodes that Identity was made of. A target keeps its
+	// identity as long as one of them stays: nodes come and go.
+	Members []string `json:"members,omitempty"`
 	// Generation counts writes. Nodes that a role remembers from before the
 	// last write are forgotten: writing a connection again is how an operator
 	// says that a node is gone for good.
@@ -140,6 +143,17 @@ func (e *Entry) CheckDiscovered(node netip.Addr, seeds []netip.Addr) error {
 	}
 	return fmt.Errorf("discovered node %s is outside the networks that connection %q may reach; "+
 		"add its network to allowed_cidrs, or map it with address_map", node, e.Name)
+}
+
+// Recognize gives e the identity of a target that is known already, under any
+// connection's name, if it shares a member with it.
+func (e *Entry) Recognize(known []*Entry) {
+	for _, k := range known {
+		if k.Type == e.Type && k.Identity != "" && slices.ContainsFunc(k.Members, func(m string) bool { return slices.Contains(e.Members, m) }) {
+			e.Identity = k.Identity
+			return
+		}
+	}
 }
 
 // CheckPatterns refuses globs that could never match.

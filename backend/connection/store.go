@@ -69,3 +69,22 @@ func (st *Store) Delete(ctx context.Context, name string) error {
 func (st *Store) List(ctx context.Context) ([]string, error) {
 	return st.s.List(ctx, storage.Connection)
 }
+
+// All reads every connection.
+func (st *Store) All(ctx context.Context) ([]*Entry, error) {
+	names, err := st.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []*Entry
+	for _, name := range names {
+		e, err := st.Get(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if e != nil {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}

@@ -16,9 +16,13 @@ import (
 
 // Info is what Verify found behind a connection.
 type Info struct {
-	// Identity names the target itself. Two connections to the same servers
-	// have the same one.
+	// Identity names the target itself as it stands. Two connections to the
+	// same servers have the same one.
 	Identity string
+	// Members are what Identity was made of: node ids of a cluster, addresses
+	// otherwise. Targets that share a member are one target, whatever joined or
+	// left in between.
+	Members []string
 	// Topology is "cluster", "replicated" or "standalone".
 	Topology string
 	Nodes    []Node
@@ -82,7 +86,8 @@ func Verify(ctx context.Context, entry *connection.Entry) (Info, error) {
 		return Info{}, err
 	}
 	defer f.close()
-	info := Info{Identity: f.identity(), Topology: f.topology()}
+	info := Info{Members: f.members(), Topology: f.topology()}
+	info.Identity = f.identity(info.Members)
 	primaries := 0
 	for _, n := range f.nodes {
 		shown := Node{Name: n.name, Err: n.err}
@@ -123,26 +128,31 @@ func (f *fleet) topology() string {
 	return TopologyStandalone
 }
 
-// identity outlives restarts and failovers: node ids of a cluster, addresses
+// members outlive restarts and failovers: node ids of a cluster, addresses
 // otherwise (a run id, or a replication id, does not).
-func (f *fleet) identity() string {
-	var parts []string
+func (f *fleet) members() []string {
+	var out []string
 	for _, n := range f.nodes {
-		for _, m := range n.facts.members {
-			parts = append(parts, m.id)
-		}
-		if !n.facts.cluster && n.err == nil {
-			parts = append(parts, n.s.addr)
-		} else if !n.facts.cluster {
-			parts = append(parts, f.entry.Reach(n.name))
+		switch {
+		case f.isCluster():
+			for _, m := range n.facts.members {
+				out = append(out, m.id)
+			}
+		case n.err == nil:
+			out = append(out, n.s.addr)
+		default:
+			out = append(out, f.entry.Reach(n.name))
 		}
 	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (f *fleet) identity(members []string) string {
 	prefix := "redis:"
 	if f.isCluster() {
 		prefix = "redis-cluster:"
-		parts = slices.DeleteFunc(parts, func(p string) bool { return strings.Contains(p, ":") })
 	}
-	slices.Sort(parts)
-	sum := sha256.Sum256([]byte(strings.Join(slices.Compact(parts), ",")))
+	sum := sha256.Sum256([]byte(strings.Join(members, ",")))
 	return prefix + hex.EncodeToString(sum[:16])
 }
