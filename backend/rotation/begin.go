@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,28 +55,65 @@ func busy(r *Role) *Conflict {
 // Begin starts a rotation of the roles that are free, and says in the header
 // which were not. It returns a Conflict when none was.
 func (e *Engine) Begin(ctx context.Context, req Request) (*Header, error) {
-	if len(req.Roles) > maxRoles {
+	req.Roles = slices.Compact(slices.Sorted(slices.Values(req.Roles)))
+	if len(chunks(req.Roles)) > 1 {
 		return e.beginChildren(ctx, req)
 	}
 	return e.beginOne(ctx, req, "")
 }
 
+// chunks splits roles into lists whose headers fit their entries.
+func chunks(names []string) [][]string {
+	var out [][]string
+	size := 0
+	for i, name := range names {
+		if i == 0 || len(out[len(out)-1]) >= maxRoles || size+len(name) > maxNames {
+			out, size = append(out, nil), 0
+		}
+		last := len(out) - 1
+		out[last] = append(out[last], name)
+		size += len(name)
+	}
+	return out
+}
+
+// keys are the storage keys of the request's own keys.
+func (req Request) keys() []string {
+	var keys []string
+	for _, k := range req.Keys {
+		keys = append(keys, requestKey(k...))
+	}
+	return keys
+}
+
+// partKeys are the keys of a child: a request that was cut off between two
+// children finds those that it has when it is repeated, and begins the rest.
+func (req Request) partKeys(part int) [][]string {
+	var keys [][]string
+	for _, k := range req.Keys {
+		keys = append(keys, append(slices.Clone(k), "part", strconv.Itoa(part)))
+	}
+	return keys
+}
+
 // beginChildren splits a large request.
 func (e *Engine) beginChildren(ctx context.Context, req Request) (*Header, error) {
-	parent := &Header{
-		ID: newID(), Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
-		Started: time.Now().UTC(), State: Running,
-	}
-	if found, err := e.repeated(ctx, req); found != nil || err != nil {
-		return found, err
-	}
-	if err := e.remember(ctx, req, parent.ID); err != nil {
+	unlock, err := e.locks.lockAll(ctx, req.keys())
+	if err != nil {
 		return nil, err
 	}
-	req.Keys = nil
-	for part := range slices.Chunk(req.Roles, maxRoles) {
+	defer unlock()
+	id, found, err := e.remembered(ctx, req)
+	if found != nil || err != nil {
+		return found, err
+	}
+	parent := &Header{
+		ID: id, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
+		Started: time.Now().UTC(), State: Running,
+	}
+	for i, part := range chunks(req.Roles) {
 		child := req
-		child.Roles = part
+		child.Roles, child.Keys = part, req.partKeys(i)
 		h, err := e.beginOne(ctx, child, parent.ID)
 		var c *Conflict
 		if errors.As(err, &c) {
@@ -93,14 +132,13 @@ func (e *Engine) beginChildren(ctx context.Context, req Request) (*Header, error
 }
 
 func (e *Engine) beginOne(ctx context.Context, req Request, parent string) (*Header, error) {
-	for _, k := range req.Keys {
-		name := requestKey(k...)
-		if err := e.locks.lock(ctx, name); err != nil {
-			return nil, err
-		}
-		defer e.locks.unlock(name)
+	release, err := e.locks.lockAll(ctx, req.keys())
+	if err != nil {
+		return nil, err
 	}
-	if found, err := e.repeated(ctx, req); found != nil || err != nil {
+	defer release()
+	id, found, err := e.remembered(ctx, req)
+	if found != nil || err != nil {
 		return found, err
 	}
 	// A role that is rotating may be locked for as long as its target hangs: it is
@@ -119,7 +157,7 @@ func (e *Engine) beginOne(ctx context.Context, req Request, parent string) (*Hea
 		return nil, cmp.Or(err, taken)
 	}
 	h := &Header{
-		ID: newID(), Parent: parent, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
+		ID: id, Parent: parent, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
 		Started: time.Now().UTC(), Source: req.Source,
 	}
 	for _, r := range free {
@@ -130,16 +168,12 @@ func (e *Engine) beginOne(ctx context.Context, req Request, parent string) (*Hea
 			h.Running = append(h.Running, name)
 		}
 	}
-	if err := e.remember(ctx, req, h.ID); err != nil {
-		return nil, err
-	}
 	if len(req.Keys) > 0 {
 		h.Request = requestKey(req.Keys[0]...)
 	}
-	if err := e.st.putHeader(ctx, h); err != nil {
+	if err := e.openRotation(ctx, h, req); err != nil {
 		return nil, err
 	}
-	e.track(h)
 	e.beginRoles(ctx, h, free)
 	return h, nil
 }
@@ -150,6 +184,27 @@ func namesOf(roles []*Role) []string {
 		names[i] = r.Name
 	}
 	return names
+}
+
+// openRotation stores that a rotation is about to begin. Where that fails it may
+// have happened all the same: what is stored is looked at again when nothing of
+// it can still be under way.
+func (e *Engine) openRotation(ctx context.Context, h *Header, req Request) error {
+	if err := e.remember(ctx, req, h.ID); err != nil {
+		return err
+	}
+	// The marker is stored before the header, and resume drops markers that
+	// have none.
+	if err := e.locks.lock(ctx, h.ID); err != nil {
+		return err
+	}
+	defer e.locks.unlock(h.ID)
+	if err := e.st.putHeader(ctx, h); err != nil {
+		e.wake(laneRecover, h.ID, time.Now().Add(storageTimeout))
+		return err
+	}
+	e.track(h)
+	return nil
 }
 
 // sortOut reads roles and says which are free; taken is about the first that
@@ -165,6 +220,7 @@ func (e *Engine) sortOut(ctx context.Context, names []string) (free []*Role, tak
 			taken = fmt.Errorf("role %q: %w", names[i], ErrNotFound)
 		case r == nil:
 		case r.Run != nil:
+			e.wake(r.lane(), r.Name, time.Now()) // nobody may be at it any more
 			if taken == nil {
 				taken = busy(r)
 			}
@@ -184,17 +240,12 @@ func (e *Engine) beginRoles(ctx context.Context, h *Header, roles []*Role) {
 	g.SetLimit(parallelStorage)
 	for _, r := range roles {
 		g.Go(func() error {
-			next := r.clone()
-			next.Run = newRun(h, time.Now())
-			next.mark(time.Now(), string(Preflight))
-			if err := e.putRole(ctx, r, next); err != nil {
+			if err := e.beginRole(ctx, h, r); err != nil {
 				e.o.Logger.Warn("a role cannot be stored; trying again", "role", r.Name, "error", err)
 				mu.Lock()
 				failed = true
 				mu.Unlock()
-				return nil
 			}
-			e.wake(next.lane(), next.Name, time.Now())
 			return nil
 		})
 	}
@@ -202,6 +253,17 @@ func (e *Engine) beginRoles(ctx context.Context, h *Header, roles []*Role) {
 	if failed {
 		e.wake(laneRecover, h.ID, time.Now().Add(pause(1)))
 	}
+}
+
+func (e *Engine) beginRole(ctx context.Context, h *Header, r *Role) error {
+	next := r.clone()
+	next.Run = newRun(h, time.Now())
+	next.mark(time.Now(), string(Preflight))
+	if err := e.putRole(ctx, r, next); err != nil {
+		return err
+	}
+	e.wake(next.lane(), next.Name, time.Now())
+	return nil
 }
 
 func newRun(h *Header, now time.Time) *Run {
@@ -213,42 +275,64 @@ func newRun(h *Header, now time.Time) *Run {
 
 func newID() string { return uuid.Must(uuid.NewV7()).String() }
 
-// repeated finds the rotation that an earlier sending of the same request
-// started.
-func (e *Engine) repeated(ctx context.Context, req Request) (*Header, error) {
-	for _, k := range req.Keys {
-		entry, err := e.st.request(ctx, requestKey(k...))
+// remembered finds the rotation that an earlier sending of the same request
+// started. Where that did not come to a header, or there was none, the id is
+// the one to start it under: a header that was written after all is the same.
+func (e *Engine) remembered(ctx context.Context, req Request) (id string, h *Header, err error) {
+	for _, key := range req.keys() {
+		entry, err := e.st.request(ctx, key)
 		if err != nil {
-			return nil, err
+			return "", nil, err
 		}
 		if entry == nil {
 			continue
 		}
-		h, err := e.st.Header(ctx, entry.Rotation)
-		if err != nil || h != nil {
-			return h, err
+		if h, err = e.st.Header(ctx, entry.Rotation); err != nil || h != nil {
+			if h != nil && h.State == "" {
+				e.wake(laneRecover, h.ID, time.Now()) // it may have been stored with an error
+			}
+			return entry.Rotation, h, err
 		}
+		id = entry.Rotation
 	}
-	return nil, nil
+	if id == "" {
+		id = newID()
+	}
+	return id, nil, nil
 }
 
 func (e *Engine) remember(ctx context.Context, req Request, id string) error {
-	for _, k := range req.Keys {
-		if err := e.st.putRequest(ctx, requestKey(k...), requestEntry{Rotation: id, At: time.Now().UTC()}); err != nil {
+	for _, key := range req.keys() {
+		if err := e.st.putRequest(ctx, key, requestEntry{Rotation: id, At: time.Now().UTC()}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// recover finds what was interrupted: every open rotation goes on where its
-// roles' entries say it stands.
-func (e *Engine) recover() {
-	ctx, cancel := context.WithTimeout(e.ctx, time.Minute)
-	defer cancel()
-	if err := e.recoverAll(ctx); err != nil {
-		e.o.Logger.Warn("interrupted rotations cannot be read; trying again", "error", err)
-		e.wake(laneRecover, laneRecover, time.Now().Add(pause(2)))
+// recoverEvery is how often what is open is compared with what is under way,
+// in case something slipped through.
+const recoverEvery = time.Hour
+
+// recover finds what was interrupted: every open rotation, one by its id, or one
+// role's part in it (id/role), goes on where the roles' entries say it stands.
+func (e *Engine) recover(items []string) {
+	for _, item := range items {
+		ctx, cancel := context.WithTimeout(e.ctx, time.Minute)
+		var err error
+		if item == laneRecover {
+			err = e.recoverAll(ctx)
+		} else {
+			err = e.resume(ctx, item)
+		}
+		cancel()
+		switch {
+		case err != nil:
+			e.o.Logger.Warn("interrupted rotations cannot be read; trying again", "error", err)
+			e.wake(laneRecover, item, time.Now().Add(pause(2)))
+		case item == laneRecover:
+			e.wake(laneRecover, item, time.Now().Add(recoverEvery))
+		}
 	}
 }
 
@@ -272,52 +356,90 @@ func (e *Engine) recoverAll(ctx context.Context) error {
 	return nil
 }
 
-// resume takes up one open rotation.
-func (e *Engine) resume(ctx context.Context, id string) error {
+// resume takes up one open rotation, or one role's part in it.
+func (e *Engine) resume(ctx context.Context, item string) error {
+	id, role, _ := strings.Cut(item, "/")
 	h, err := e.st.Header(ctx, id)
 	if err != nil {
 		return err
 	}
 	if h == nil || h.State != "" {
-		return e.st.dropOpen(ctx, id)
+		return e.dropMarker(ctx, id)
 	}
 	e.track(h)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelStorage)
 	for _, p := range h.Roles {
-		if err := e.resumePart(ctx, h, p); err != nil {
-			return err
+		if role == "" || role == p.Role {
+			g.Go(func() error { return e.resumePart(ctx, h, p) })
 		}
 	}
-	return nil
+	return g.Wait()
+}
+
+// dropMarker removes the marker of a rotation that has ended, or was never
+// written; one that is being written now, or whose write failed just now and may
+// still be applied, is left alone.
+func (e *Engine) dropMarker(ctx context.Context, id string) error {
+	if err := e.locks.lock(ctx, id); err != nil {
+		return err
+	}
+	defer e.locks.unlock(id)
+	h, err := e.st.Header(ctx, id)
+	if err != nil || h != nil && h.State == "" {
+		return err
+	}
+	if settled := time.Now().Add(-2 * storageTimeout); h == nil && !startedBefore(id, settled) {
+		e.wake(laneRecover, id, time.Now().Add(2*storageTimeout))
+		return nil
+	}
+	return e.st.dropOpen(ctx, id)
 }
 
 func (e *Engine) resumePart(ctx context.Context, h *Header, p Part) error {
+	// Without the lock first: a worker holds it while its target hangs, and
+	// then there is nothing to do here.
+	if r, err := e.st.Role(ctx, p.Role); err != nil || e.underWay(r, h.ID) {
+		return err
+	}
 	if err := e.locks.lock(ctx, p.Role); err != nil {
 		return err
 	}
 	defer e.locks.unlock(p.Role)
 	r, err := e.st.Role(ctx, p.Role)
-	if err != nil {
+	if err != nil || e.underWay(r, h.ID) {
 		return err
-	}
-	if r != nil && r.Run != nil && r.Run.Rotation == h.ID {
-		e.progress(r)
-		e.wake(r.lane(), r.Name, time.Now())
-		return nil
 	}
 	ev, err := e.st.Evidence(ctx, h.ID, p.Role)
 	switch {
 	case err != nil:
 		return err
 	case ev != nil:
+		if r != nil {
+			e.noteDue(r)
+		}
 		e.endedPart(h.ID, ev.Part)
 		return nil
-	case r == nil || r.Run != nil || r.Kind != p.Kind:
+	case r == nil && time.Since(h.Started) < 2*storageTimeout:
+		// A create whose write failed just now may still come to be.
+		e.wake(laneRecover, h.ID, h.Started.Add(2*storageTimeout))
+		return nil
+	case r == nil || r.Run != nil || r.Kind != p.Kind || r.LastRun != nil && r.LastRun.At.After(h.Started):
 		p.State, p.Error = Superseded, "it was interrupted before this role was begun"
 		e.endedPart(h.ID, p)
 		return nil
 	}
-	e.beginRoles(ctx, h, []*Role{r})
-	return nil
+	return e.beginRole(ctx, h, r)
+}
+
+// underWay has the run of a role looked at, if it is part of rotation id.
+func (e *Engine) underWay(r *Role, id string) bool {
+	if r == nil || r.Run == nil || r.Run.Rotation != id {
+		return false
+	}
+	e.progress(r)
+	e.wake(r.lane(), r.Name, time.Now())
+	return true
 }
 
 func (st *Store) dropOpen(ctx context.Context, id string) error {

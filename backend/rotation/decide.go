@@ -76,6 +76,23 @@ func (f *facts) landed() bool {
 	})
 }
 
+// rejected is the definite answer of a node to this worker's call, whatever
+// the others said.
+func (f *facts) rejected() error {
+	if f.outcome == nil {
+		return nil
+	}
+	if kind.IsDefinite(f.outcome.Err) {
+		return f.outcome.Err
+	}
+	for _, n := range f.outcome.Nodes {
+		if kind.IsDefinite(n.Err) {
+			return n.Err
+		}
+	}
+	return nil
+}
+
 // goal is a state of the target that a phase wants.
 type goal struct {
 	call      string
@@ -83,8 +100,6 @@ type goal struct {
 	refuse    []kind.Material
 	exclusive bool
 	lead      kind.Material
-	// patient goals are retried for ever: half of them is no place to stop.
-	patient bool
 }
 
 func (g goal) change(u kind.User) kind.Change {
@@ -118,6 +133,9 @@ func (d *decider) decide() step {
 	// neither ask nor change anything before it no longer can.
 	if run.Attempt != nil && !d.facts.permit && !d.facts.landed() {
 		if t := run.Attempt.Deadline.Add(Skew); d.now.Before(t) {
+			if err := d.facts.rejected(); err != nil && run.Doomed == "" && !d.patient() {
+				return d.doom(err)
+			}
 			return step{act: wait, until: t}
 		}
 	}
@@ -329,7 +347,7 @@ func (d *decider) grace() step {
 	switch {
 	case run.Recall != "":
 		return d.promoteBack()
-	case run.Reapply && !d.targetless:
+	case run.Reapply:
 		return d.reapply()
 	case run.RetireNow || !d.now.Before(run.GraceUntil):
 		return d.startRetire(d.role.clone())
@@ -340,20 +358,24 @@ func (d *decider) grace() step {
 // reapply restores what the target should accept during grace.
 func (d *decider) reapply() step {
 	r := d.role
-	g := goal{call: string(Reconcile), exclusive: true, patient: true}
-	g.lead = r.With(version.Current).Material
-	g.accept = []kind.Material{g.lead}
-	if p := r.With(version.Previous); p != nil {
-		g.accept = append(g.accept, p.Material)
-	}
-	return d.pursue(g, func(v *verdict) step {
+	applied := func(v *verdict) step {
 		next := r.clone()
 		d.learn(next, v)
 		next.Run.Reapply = false
 		next.Run.rest()
 		next.mark(d.now, "reconciled during grace")
 		return step{act: store, next: next}
-	})
+	}
+	if d.targetless {
+		return applied(nil)
+	}
+	g := goal{call: string(Reconcile), exclusive: true}
+	g.lead = r.With(version.Current).Material
+	g.accept = []kind.Material{g.lead}
+	if p := r.With(version.Previous); p != nil {
+		g.accept = append(g.accept, p.Material)
+	}
+	return d.pursue(g, applied)
 }
 
 func (d *decider) startRetire(next *Role) step {
@@ -372,7 +394,7 @@ func (d *decider) retire() step {
 	if d.targetless {
 		return d.end(Completed, nil)
 	}
-	g := d.onlyCurrent(goal{call: string(Retire), patient: true})
+	g := d.onlyCurrent(goal{call: string(Retire)})
 	return d.pursue(g, func(v *verdict) step { return d.end(Completed, v) })
 }
 
@@ -404,7 +426,7 @@ func (d *decider) startUndo(next *Role) step {
 func (d *decider) undo() step {
 	r := d.role
 	failing := r.Get(r.Run.To)
-	g := goal{call: "undo", patient: true}
+	g := goal{call: "undo"}
 	if current := r.With(version.Current); current != nil {
 		g.accept, g.lead = []kind.Material{current.Material}, current.Material
 	}
@@ -437,8 +459,27 @@ func (d *decider) pursue(g goal, met func(*verdict) step) step {
 		return d.retry(v.unavailable, bad)
 	}
 	next := d.role.clone()
-	next.Run.Attempt = d.attempt(g.call)
+	run := next.Run
+	if run.Attempt != nil { // sent by somebody who did not learn what became of it
+		if d.expired() && !d.patient() {
+			return d.event(bad, v.unmet.Error())
+		}
+		run.Tries++
+		run.Error = "the outcome of a call is unknown: " + v.unmet.Error()
+	}
+	run.Attempt = d.attempt(g.call)
 	return step{act: store, next: next, permit: true}
+}
+
+// patient phases are retried for ever: half of them is no place to stop.
+func (d *decider) patient() bool {
+	run := d.role.Run
+	return run.Back || run.Phase == Retire || run.Phase == Grace
+}
+
+func (d *decider) expired() bool {
+	deadline := d.role.Run.Deadline
+	return !deadline.IsZero() && !d.now.Before(deadline)
 }
 
 // refusal is the most telling reason why a call did not reach its goal.
@@ -467,21 +508,16 @@ func (d *decider) refusal(v *verdict) error {
 // up with event on, where giving up is allowed.
 func (d *decider) retry(err error, on event) step {
 	run := d.role.Run
-	patient := run.Back || run.Phase == Retire || run.Phase == Grace
-	if !patient {
-		expired := !run.Deadline.IsZero() && !d.now.Before(run.Deadline)
+	if !d.patient() {
 		exhausted := d.facts.landed() && run.Tries+1 >= maxCalls
-		if kind.IsDefinite(err) || expired || exhausted {
-			if d.facts.outcome == nil || d.facts.landed() {
-				return d.event(on, err.Error())
-			}
-			return d.doom(err)
+		if kind.IsDefinite(err) || d.expired() || exhausted {
+			return d.event(on, err.Error())
 		}
 	}
 	next := d.role.clone()
 	r := next.Run
 	r.Tries++
-	r.Error = err.Error()
+	r.Error = clip(err.Error())
 	r.RetryAt = d.now.Add(d.pause(r.Tries))
 	if d.facts.landed() {
 		r.Attempt = nil
@@ -494,8 +530,8 @@ func (d *decider) retry(err error, on event) step {
 // still happen: part of a call has an unknown outcome.
 func (d *decider) doom(err error) step {
 	next := d.role.clone()
-	next.Run.Doomed = err.Error()
-	next.Run.Error = err.Error()
+	next.Run.Doomed = clip(err.Error())
+	next.Run.Error = next.Run.Doomed
 	next.mark(d.now, fmt.Sprintf("%s: giving up: %s", next.Run.Phase, err))
 	return step{act: store, next: next}
 }
@@ -508,7 +544,7 @@ func (d *decider) event(on event, reason string) step {
 		return d.retry(fmt.Errorf("%s", reason), on)
 	}
 	next := d.role.clone()
-	next.Run.Error = reason
+	next.Run.Error = clip(reason)
 	switch {
 	case l.End != "":
 		return d.endAs(next, l.End, nil)
@@ -595,7 +631,7 @@ func (d *decider) end(state State, v *verdict) step {
 	d.learn(next, v)
 	if v == nil || len(v.missed) == 0 {
 		d.conclude(next)
-		next.Drift = nil
+		next.Drift = d.lingering(next)
 	} else {
 		next.Drift = &Drift{
 			Since:  d.now,
@@ -605,6 +641,16 @@ func (d *decider) end(state State, v *verdict) step {
 		next.Drift.RetryAt = d.now.Add(healBackoff(next, d.role.Drift))
 	}
 	return d.endAs(next, state, v)
+}
+
+// lingering is the drift that a proven end leaves: a way back says nothing about
+// what nodes that were passed over earlier still accept.
+func (d *decider) lingering(next *Role) *Drift {
+	drift := next.Drift
+	if !next.Run.Back || drift == nil || len(drift.Missed) == 0 || len(next.Accepted()) == 1 {
+		return nil
+	}
+	return drift
 }
 
 // healBackoff spaces the tries to heal nodes that do not answer.
@@ -646,9 +692,24 @@ func (d *decider) endAs(next *Role, state State, v *verdict) step {
 	if ended.Phase == Preflight && state == Failed && next.Drift == nil && d.currentRefused() {
 		next.Drift = &Drift{Since: d.now, Reason: reason}
 	}
+	if ended.Trigger == Reconcile && state != Completed {
+		d.stillDrifted(next, reason)
+	}
 	d.settleSchedule(next, ended, state, reason)
 	next.Prune(next.keep(d.config))
 	return step{act: finish, next: next, ended: ended, state: state}
+}
+
+// stillDrifted records that a reconcile did not come to its end. The next try to
+// heal by itself is not at once: what failed now would fail then.
+func (d *decider) stillDrifted(next *Role, reason string) {
+	if next.Drift == nil {
+		next.Drift = &Drift{Since: d.now, Reason: "not reconciled: " + reason}
+		return
+	}
+	drift := *next.Drift
+	next.Drift = &drift
+	drift.RetryAt = d.now.Add(healBackoff(next, &drift))
 }
 
 func (d *decider) settleSchedule(next *Role, ended *Run, state State, reason string) {

@@ -54,12 +54,10 @@ func (q *dueQueue) rebuild(ctx context.Context) error {
 // load reads the entries of the hours that have begun by now.
 func (q *dueQueue) load(ctx context.Context, now time.Time) error {
 	q.mu.Lock()
-	var begun []time.Time
-	for h := range q.hours {
-		if !h.After(now) {
-			begun = append(begun, h)
-		}
-	}
+	// First of all: what is noted from now on is kept, and may not be in what is
+	// read below.
+	q.loaded = hourOf(now).Add(time.Hour)
+	begun := q.begunLocked(now)
 	q.mu.Unlock()
 	slices.SortFunc(begun, time.Time.Compare)
 	for _, h := range begun {
@@ -76,10 +74,18 @@ func (q *dueQueue) load(ctx context.Context, now time.Time) error {
 		delete(q.hours, h)
 		q.mu.Unlock()
 	}
-	q.mu.Lock()
-	q.loaded = hourOf(now).Add(time.Hour)
-	q.mu.Unlock()
 	return nil
+}
+
+// begunLocked are the hours that have begun and were not read.
+func (q *dueQueue) begunLocked(now time.Time) []time.Time {
+	var begun []time.Time
+	for h := range q.hours {
+		if !h.After(now) {
+			begun = append(begun, h)
+		}
+	}
+	return begun
 }
 
 func hourOf(t time.Time) time.Time { return t.UTC().Truncate(time.Hour) }
@@ -125,7 +131,7 @@ func (q *dueQueue) next() (at time.Time, ok bool) {
 // take removes and returns the roles that are due.
 func (q *dueQueue) take(ctx context.Context, now time.Time) (map[string]time.Time, error) {
 	q.mu.Lock()
-	stale := q.built && !now.Before(q.loaded)
+	stale := q.built && (!now.Before(q.loaded) || len(q.begunLocked(now)) > 0)
 	q.mu.Unlock()
 	if stale {
 		if err := q.load(ctx, now); err != nil {
@@ -193,7 +199,6 @@ func (e *Engine) runDue() {
 	e.mu.Lock()
 	e.dueWake = time.Time{}
 	e.mu.Unlock()
-	defer e.scheduleDue()
 	ctx, cancel := context.WithTimeout(e.ctx, time.Minute)
 	defer cancel()
 	now := time.Now()
@@ -201,8 +206,9 @@ func (e *Engine) runDue() {
 	if err != nil {
 		e.o.Logger.Warn("due rotations cannot be read; trying again", "error", err)
 		e.wake(laneSchedule, laneSchedule, now.Add(pause(3)))
-		return
+		return // the queue would ask to be looked at right now
 	}
+	defer e.scheduleDue()
 	if len(due) == 0 {
 		return
 	}
@@ -259,15 +265,10 @@ func (e *Engine) beginQuietly(ctx context.Context, req Request) error {
 
 // whatIsDue checks a due entry against its role, the authority.
 func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now time.Time) Trigger {
-	if r == nil || r.dueAt().IsZero() {
-		_ = e.st.DropDue(ctx, at, name)
-		return ""
-	}
-	if real := r.dueAt(); real.After(now) {
-		if dueKey(real, name) != dueKey(at, name) {
-			_ = e.st.DropDue(ctx, at, name)
+	if r == nil || r.dueAt().IsZero() || r.dueAt().After(now) {
+		if r == nil || r.Run == nil { // a role with a run may be locked for long
+			e.dropStale(ctx, name, at)
 		}
-		e.due.note(name, real)
 		return ""
 	}
 	if r.Run != nil {
@@ -288,9 +289,35 @@ func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now ti
 	return ""
 }
 
+// dropStale removes a due entry that its role does not confirm, and notes what
+// the role says instead. Under the role's lock: who stores the role now may be
+// storing this very entry.
+func (e *Engine) dropStale(ctx context.Context, name string, at time.Time) {
+	if err := e.locks.lock(ctx, name); err != nil {
+		return
+	}
+	defer e.locks.unlock(name)
+	r, err := e.st.Role(ctx, name)
+	if err != nil {
+		e.due.note(name, time.Now().Add(pause(4)))
+		return
+	}
+	var real time.Time
+	if r != nil {
+		real = r.dueAt()
+	}
+	if real.IsZero() || dueKey(real, name) != dueKey(at, name) {
+		_ = e.st.DropDue(ctx, at, name) // one that stays is found again
+	}
+	e.due.note(name, real)
+}
+
 // moveSlot stores the next slot of a role whose window has passed.
 func (e *Engine) moveSlot(ctx context.Context, r *Role, to time.Time) {
 	err := e.change(ctx, r.Name, func(r *Role) error {
+		if to.IsZero() { // a schedule that never fires again
+			r.Next = to
+		}
 		if to.After(r.Next) {
 			e.o.Logger.Warn("a rotation window has passed; waiting for the next one", "role", r.Name, "missed", r.Next, "next", to)
 			r.Next = to

@@ -53,6 +53,7 @@ type Engine struct {
 	lanes   map[string]*lane
 	queue   []*lane // lanes with something ready, in the order they became so
 	wakes   wakeHeap
+	waking  map[wake]bool // what is in wakes
 	busy    int       // workers at work
 	slow    int       // of those, on lanes whose target did not answer in time
 	dueWake time.Time // when the schedule is looked at next
@@ -95,7 +96,7 @@ func New(o Options) *Engine {
 	return &Engine{
 		o: o, st: st, locks: newLocks(), due: newDueQueue(st),
 		ctx: ctx, cancel: cancel, kick: make(chan struct{}, 1),
-		lanes: map[string]*lane{}, tracks: map[string]*track{},
+		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{},
 	}
 }
 
@@ -173,7 +174,8 @@ func (e *Engine) dispatch() (time.Duration, bool) {
 	defer e.mu.Unlock()
 	now := time.Now()
 	for len(e.wakes) > 0 && !e.wakes[0].at.After(now) {
-		w := heap.Pop(&e.wakes).(*wake)
+		w := heap.Pop(&e.wakes).(wake)
+		delete(e.waking, w)
 		e.readyLocked(w.lane, w.name)
 	}
 	workers := e.Config().Workers
@@ -286,7 +288,7 @@ func (e *Engine) work(name string, items []string) (slow bool) {
 	}
 	switch name {
 	case laneRecover:
-		e.recover()
+		e.recover(items)
 	case laneSchedule:
 		e.runDue()
 	case laneRotations:
@@ -310,7 +312,11 @@ func (e *Engine) wake(name, item string, at time.Time) {
 }
 
 func (e *Engine) wakeLocked(name, item string, at time.Time) {
-	heap.Push(&e.wakes, &wake{at: at, lane: name, name: item})
+	w := wake{at: at, lane: name, name: item}
+	if !e.waking[w] {
+		e.waking[w] = true
+		heap.Push(&e.wakes, w)
+	}
 }
 
 // pause is exponential with jitter: a second, two, four … a minute.
@@ -325,12 +331,12 @@ type wake struct {
 	name string
 }
 
-type wakeHeap []*wake
+type wakeHeap []wake
 
 func (h wakeHeap) Len() int           { return len(h) }
 func (h wakeHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
 func (h wakeHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *wakeHeap) Push(x any)        { *h = append(*h, x.(*wake)) }
+func (h *wakeHeap) Push(x any)        { *h = append(*h, x.(wake)) }
 func (h *wakeHeap) Pop() any {
 	old := *h
 	w := old[len(old)-1]

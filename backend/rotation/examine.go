@@ -75,7 +75,7 @@ func (e *Engine) examineLane(ctx context.Context, members []int, reports []Repor
 	}
 	ctx, cancel := context.WithTimeout(ctx, kind.CallTimeout)
 	defer cancel()
-	target := e.target(first)
+	target := e.guarded(first)
 	findings := target.Preflight(ctx, users)
 	answers := target.Probe(ctx, questions)
 	for n, i := range members {

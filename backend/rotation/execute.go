@@ -108,8 +108,6 @@ func (e *Engine) targetless(r *Role) bool {
 	return k != nil && k.ConnectionType() == ""
 }
 
-func (e *Engine) target(r *Role) kind.Target { return e.o.Target(r.Kind, r.Connection) }
-
 // inspect is preflight: what could a rotation meet?
 func (e *Engine) inspect(jobs []*job) {
 	if len(jobs) == 0 {
@@ -121,7 +119,7 @@ func (e *Engine) inspect(jobs []*job) {
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
 	defer cancel()
-	findings := e.target(jobs[0].role).Preflight(ctx, users)
+	findings := e.guarded(jobs[0].role).Preflight(ctx, users)
 	for i, j := range jobs {
 		j.facts.finding = &findings[i]
 	}
@@ -139,7 +137,7 @@ func (e *Engine) probe(jobs []*job) {
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
 	defer cancel()
-	answers := e.target(jobs[0].role).Probe(ctx, questions)
+	answers := e.guarded(jobs[0].role).Probe(ctx, questions)
 	for i, j := range jobs {
 		j.facts.answer, j.facts.asked = &answers[i], j.step.ask
 	}
@@ -160,7 +158,7 @@ func (e *Engine) call(jobs []*job) {
 	}
 	ctx, cancel := context.WithDeadline(e.ctx, deadline)
 	defer cancel()
-	outcomes := e.target(jobs[0].role).Change(ctx, changes)
+	outcomes := e.guarded(jobs[0].role).Change(ctx, changes)
 	for i, j := range jobs {
 		j.facts.permit, j.facts.answer = false, nil
 		j.facts.outcome = &outcomes[i]
@@ -204,6 +202,9 @@ func (e *Engine) generated(j *job, m kind.Material, err error) step {
 	run.From = numberOf(next.With(version.Current))
 	run.To = next.Add(m, run.Rotation, d.now)
 	next.Get(run.To).CopyOf = run.Source
+	if err := next.roomy(); err != nil {
+		return d.event(bad, err.Error())
+	}
 	next.advance(done, d.now)
 	run.rest()
 	run.Deadline = d.now.Add(credentialTimeout)
@@ -233,7 +234,7 @@ func (e *Engine) storeAll(jobs []*job) []*job {
 			goesOn, err := e.store(j)
 			if err != nil {
 				e.o.Logger.Warn("a role cannot be stored; reading again", "role", j.role.Name, "error", err)
-				e.wake(j.role.lane(), j.role.Name, time.Now().Add(pause(1)))
+				e.lookAgain(j)
 				return nil
 			}
 			if goesOn {
@@ -246,6 +247,18 @@ func (e *Engine) storeAll(jobs []*job) []*job {
 	}
 	_ = g.Wait()
 	return live
+}
+
+// lookAgain has what is stored of a job's role read again after an error. Where
+// the end of a run was written after all, the role has no run that a worker
+// could find: its rotation is looked at.
+func (e *Engine) lookAgain(j *job) {
+	at := time.Now().Add(pause(1))
+	if j.step.act == finish {
+		e.wake(laneRecover, j.step.ended.Rotation+"/"+j.role.Name, at)
+		return
+	}
+	e.wake(j.role.lane(), j.role.Name, at)
 }
 
 func (e *Engine) store(j *job) (goesOn bool, err error) {
@@ -271,10 +284,27 @@ func (e *Engine) store(j *job) (goesOn bool, err error) {
 // putRole writes a role and keeps the queue of due roles in step.
 func (e *Engine) putRole(ctx context.Context, old, next *Role) error {
 	if err := e.st.PutRole(ctx, old, next); err != nil {
+		// It may be stored all the same; what is due is checked against the role.
+		e.due.note(next.Name, soonest(old, next))
+		e.scheduleDue()
 		return err
 	}
 	e.noteDue(next)
 	return nil
+}
+
+// soonest is the first time at which any of roles has to be looked at.
+func soonest(roles ...*Role) time.Time {
+	var first time.Time
+	for _, r := range roles {
+		if r == nil {
+			continue
+		}
+		if at := r.dueAt(); !at.IsZero() && (first.IsZero() || at.Before(first)) {
+			first = at
+		}
+	}
+	return first
 }
 
 // storeEnd writes the outcome of a run: its evidence first, so that a role
@@ -302,7 +332,7 @@ func (e *Engine) storeOutcome(ctx context.Context, old *Role, s step) error {
 			return err
 		}
 		if s.ended.Trigger == Create {
-			return e.st.dropTombstone(ctx, old.Name)
+			return e.inherited(ctx, s.next)
 		}
 		return nil
 	}
@@ -317,7 +347,7 @@ func (e *Engine) abandon(ctx context.Context, r *Role) error {
 	if err != nil {
 		return err
 	}
-	if t == nil {
+	if t == nil || !r.sameUser(t.Role) {
 		return e.bury(ctx, r)
 	}
 	t.Role.Set.Last = r.Set.Last
@@ -326,10 +356,24 @@ func (e *Engine) abandon(ctx context.Context, r *Role) error {
 			t.Role.Versions = append(t.Role.Versions, v)
 		}
 	}
+	t.Role.Prune(t.Role.keep(e.Config()))
 	if err := e.st.putTombstone(ctx, t); err != nil {
 		return err
 	}
 	return e.remove(ctx, r)
+}
+
+// inherited drops the tombstone whose versions r goes on with; what earlier
+// roles of the name left to other users is kept.
+func (e *Engine) inherited(ctx context.Context, r *Role) error {
+	t, err := e.st.Tombstone(ctx, r.Name)
+	if err != nil || t == nil || !r.sameUser(t.Role) {
+		return err
+	}
+	if t.Earlier != nil {
+		return e.st.putTombstone(ctx, t.Earlier)
+	}
+	return e.st.dropTombstone(ctx, r.Name)
 }
 
 func evidence(before *Role, s step) *Evidence {

@@ -17,6 +17,9 @@ import (
 // children under a parent, so that no entry grows with the number of roles.
 const maxRoles = 500
 
+// maxNames bounds the length of all names in a header.
+const maxNames = 16 << 10
+
 // Requester is who asked for a rotation. It holds no token.
 type Requester struct {
 	EntityID    string `json:"entity_id,omitempty"`

@@ -37,7 +37,13 @@ func (e *Engine) change(ctx context.Context, name string, mutate func(*Role) err
 	if err := mutate(next); err != nil {
 		return err
 	}
-	return e.putRole(ctx, r, next)
+	// After an error too: it may have been written all the same.
+	defer e.wake(next.lane(), name, time.Now().Add(pause(1)))
+	if err := e.putRole(ctx, r, next); err != nil {
+		return err
+	}
+	e.wake(next.lane(), name, time.Now())
+	return nil
 }
 
 // Update changes a role's configuration. mutate gets a copy and may refuse.
@@ -72,6 +78,19 @@ func (e *Engine) Create(ctx context.Context, c Creation) (*Header, error) {
 		ID: newID(), Trigger: Create, RequestedBy: c.RequestedBy, Started: time.Now().UTC(),
 		Roles: []Part{{Role: c.Role.Name, Kind: c.Role.Kind}},
 	}
+	// From before the tombstone is read: a role of the same name may come and go
+	// while the target is asked.
+	name := c.Role.Name
+	if err := e.locks.lock(ctx, name); err != nil {
+		return nil, &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
+	}
+	defer e.locks.unlock(name)
+	if old, err := e.st.Role(ctx, name); err != nil || old != nil {
+		if err == nil {
+			err = &Conflict{Text: fmt.Sprintf("role %q was created by another request", name)}
+		}
+		return nil, err
+	}
 	r, err := e.newRole(ctx, c, h)
 	if err != nil {
 		return nil, err
@@ -79,28 +98,18 @@ func (e *Engine) Create(ctx context.Context, c Creation) (*Header, error) {
 	if err := e.precheck(ctx, r); err != nil {
 		return nil, err
 	}
-	if err := e.locks.lock(ctx, r.Name); err != nil {
-		return nil, err
-	}
-	defer e.locks.unlock(r.Name)
-	if old, err := e.st.Role(ctx, r.Name); err != nil || old != nil {
-		if err == nil {
-			err = &Conflict{Text: fmt.Sprintf("role %q was created by another request", r.Name)}
-		}
-		return nil, err
-	}
 	release, err := e.claim(ctx, r, c.Target)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if err := e.st.putHeader(ctx, h); err != nil {
+	if err := e.openRotation(ctx, h, Request{}); err != nil {
 		return nil, err
 	}
 	if err := e.putRole(ctx, nil, r); err != nil {
+		e.wake(laneRecover, h.ID, time.Now().Add(storageTimeout))
 		return nil, err
 	}
-	e.track(h)
 	e.wake(r.lane(), r.Name, time.Now())
 	return h, nil
 }
@@ -134,7 +143,7 @@ func (e *Engine) newRole(ctx context.Context, c Creation, h *Header) (*Role, err
 // returns what its user was left with.
 func (r *Role) inherit(old *Role) *kind.Material {
 	r.Set.Last = old.Set.Last
-	if old.Kind != r.Kind || old.Target != r.Target || old.Spec.Username != r.Spec.Username {
+	if !r.sameUser(old) {
 		return nil
 	}
 	current := old.With(version.Current)
@@ -221,11 +230,25 @@ func (e *Engine) bury(ctx context.Context, r *Role) error {
 	dead := r.clone()
 	dead.Run = nil
 	if len(dead.Versions) > 0 {
-		if err := e.st.putTombstone(ctx, &Tombstone{Role: dead, Deleted: time.Now().UTC()}); err != nil {
+		t := &Tombstone{Role: dead, Deleted: time.Now().UTC()}
+		earlier, err := e.st.Tombstone(ctx, r.Name)
+		if err != nil {
+			return err
+		}
+		if earlier != nil && !r.sameUser(earlier.Role) {
+			t.Earlier = earlier
+		}
+		if err := e.st.putTombstone(ctx, t); err != nil {
 			return err
 		}
 	}
 	return e.remove(ctx, r)
+}
+
+// sameUser reports whether r and other are about the same user, so that the
+// material of one tells what the other's target may accept.
+func (r *Role) sameUser(other *Role) bool {
+	return other.Kind == r.Kind && other.Target == r.Target && other.Spec.Username == r.Spec.Username
 }
 
 func (e *Engine) remove(ctx context.Context, r *Role) error {
@@ -259,43 +282,50 @@ func (e *Engine) RollBack(ctx context.Context, name string, req Request) (id str
 	if req.Reason != "" {
 		reason += ": " + req.Reason
 	}
-	if h, err := e.repeated(ctx, req); h != nil || err != nil {
-		return idOf(h), err
+	id, h, err := e.remembered(ctx, req)
+	if err != nil {
+		return "", err
 	}
 	var back *version.Version
 	err = e.change(ctx, name, func(r *Role) error {
-		if r.Run != nil {
+		switch {
+		case h != nil && (r.Run == nil || r.Run.Rotation != h.ID || slices.Contains(req.keys(), h.Request)):
+			return errRepeated // it has ended, or is what this very request started
+		case r.Run != nil:
 			id = r.Run.Rotation
-			return recallRun(r, reason)
+			return e.recall(ctx, r, reason, req)
 		}
 		if back = newest(r); back == nil {
 			return &Conflict{Text: fmt.Sprintf("role %q keeps no earlier material to go back to", name)}
 		}
 		return errNoRun
 	})
-	if err == nil {
-		e.wakeRole(ctx, name)
-		return id, e.remember(ctx, req, id)
-	}
-	if !errors.Is(err, errNoRun) {
+	switch {
+	case err == nil, errors.Is(err, errRepeated):
+		return id, nil
+	case !errors.Is(err, errNoRun):
 		return "", err
 	}
 	req.Trigger, req.Roles, req.Source = Rollback, []string{name}, back.Number
-	h, err := e.Begin(ctx, req)
-	if err != nil {
+	if h, err = e.Begin(ctx, req); err != nil {
 		return "", err
 	}
 	return h.ID, nil
 }
 
-func idOf(h *Header) string {
-	if h == nil {
-		return ""
-	}
-	return h.ID
-}
+var (
+	errNoRun    = errors.New("no rotation is running")
+	errRepeated = errors.New("the request was answered before")
+)
 
-var errNoRun = errors.New("no rotation is running")
+// recall turns a run back for a request. The request is stored first: a repeat
+// that comes after the run has ended must not start another way back.
+func (e *Engine) recall(ctx context.Context, r *Role, reason string, req Request) error {
+	if err := recallRun(r, reason); err != nil {
+		return err
+	}
+	return e.remember(ctx, req, r.Run.Rotation)
+}
 
 // recallRun turns a run back, as far as it still can.
 func recallRun(r *Role, reason string) error {
@@ -330,28 +360,40 @@ func (e *Engine) Cancel(ctx context.Context, id, reason string) (*Header, error)
 	}
 	var refused error
 	recalled := false
-	for _, p := range h.Roles {
-		err := e.change(ctx, p.Role, func(r *Role) error {
-			if r.Run == nil || r.Run.Rotation != id {
-				return errNoRun
-			}
-			return recallRun(r, reason)
-		})
+	for _, part := range e.cancelParts(ctx, h, reason) {
 		switch {
-		case err == nil:
+		case part == nil:
 			recalled = true
-			e.wakeRole(ctx, p.Role)
-		case errors.Is(err, errNoRun):
-		case isRefusal(err):
-			refused = err
+		case errors.Is(part, errNoRun):
+		case isRefusal(part):
+			refused = part
 		default:
-			return nil, err
+			return nil, part
 		}
 	}
 	if !recalled && refused != nil {
 		return nil, refused
 	}
 	return h, nil
+}
+
+// cancelParts cancels the children and roles of a rotation, and returns what
+// became of each.
+func (e *Engine) cancelParts(ctx context.Context, h *Header, reason string) []error {
+	var errs []error
+	for _, child := range h.Children {
+		_, err := e.Cancel(ctx, child, reason)
+		errs = append(errs, err)
+	}
+	for _, p := range h.Roles {
+		errs = append(errs, e.change(ctx, p.Role, func(r *Role) error {
+			if r.Run == nil || r.Run.Rotation != h.ID {
+				return errNoRun
+			}
+			return recallRun(r, reason)
+		}))
+	}
+	return errs
 }
 
 // Retire ends the grace of a role now. ended is false when there is nothing to
@@ -378,17 +420,15 @@ func (e *Engine) Retire(ctx context.Context, name string) (id string, err error)
 	if errors.Is(err, errNoRun) {
 		return "", nil
 	}
-	if err == nil {
-		e.wakeRole(ctx, name)
-	}
 	return id, err
 }
 
 // ReconcileRole applies again what the target should accept. During a grace
 // period the running rotation does it.
 func (e *Engine) ReconcileRole(ctx context.Context, name string, req Request) (id string, err error) {
-	if h, err := e.repeated(ctx, req); h != nil || err != nil {
-		return idOf(h), err
+	id, h, err := e.remembered(ctx, req)
+	if h != nil || err != nil {
+		return id, err
 	}
 	err = e.change(ctx, name, func(r *Role) error {
 		run := r.Run
@@ -406,24 +446,14 @@ func (e *Engine) ReconcileRole(ctx context.Context, name string, req Request) (i
 		return nil
 	})
 	if err == nil {
-		e.wakeRole(ctx, name)
 		return id, e.remember(ctx, req, id)
 	}
 	if !errors.Is(err, errNoRun) {
 		return "", err
 	}
 	req.Trigger, req.Roles = Reconcile, []string{name}
-	h, err := e.Begin(ctx, req)
-	if err != nil {
+	if h, err = e.Begin(ctx, req); err != nil {
 		return "", err
 	}
 	return h.ID, nil
-}
-
-func (e *Engine) wakeRole(ctx context.Context, name string) {
-	if r, err := e.st.Role(ctx, name); err == nil && r != nil {
-		e.wake(r.lane(), name, time.Now())
-		return
-	}
-	e.wake(laneRecover, laneRecover, time.Now().Add(pause(1)))
 }

@@ -1,8 +1,12 @@
 package rotation
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
@@ -126,8 +130,19 @@ type Drift struct {
 // maxTimeline bounds a timeline; a rotation that waits for days repeats itself.
 const maxTimeline = 64
 
+// maxText bounds what others' errors may add to an entry.
+const maxText = 512
+
+func clip(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "") + "…"
+}
+
 func (r *Role) mark(now time.Time, what string) {
 	t := &r.Run.Timeline
+	what = clip(what)
 	if n := len(*t); n > 0 && (*t)[n-1].What == what {
 		return
 	}
@@ -236,6 +251,21 @@ func (r *Role) PreviousServed() (*version.Version, time.Time) {
 		return nil, time.Time{}
 	}
 	return r.With(version.Previous), r.Run.GraceUntil
+}
+
+// roomy refuses a role whose entry could grow out of its limit before its run
+// has ended: the way back serves old material under a further version, and the
+// timeline gets longer. Once material is at the target it is too late to notice.
+func (r *Role) roomy() error {
+	c := r.clone()
+	c.Promote(time.Time{})
+	c.PromoteBack("", time.Time{})
+	raw, err := jsonutil.EncodeJSON(c)
+	if err == nil && len(raw)+maxTimeline*(maxText+64) > maxRoleEntry {
+		err = fmt.Errorf("the entry of role %q would have %d bytes: too many for a rotation to be safe; "+
+			"use shorter values or a smaller keep_versions", r.Name, len(raw))
+	}
+	return err
 }
 
 func (r *Role) clone() *Role {

@@ -169,6 +169,9 @@ func (st *Store) DropDue(ctx context.Context, at time.Time, role string) error {
 type Tombstone struct {
 	Role    *Role     `json:"role"`
 	Deleted time.Time `json:"deleted"`
+	// Earlier is what an earlier role of the name left behind, where that was
+	// about another user: its material must not be forgotten with it.
+	Earlier *Tombstone `json:"earlier,omitempty"`
 }
 
 // tombstoneAge is how long a deleted role can be brought back.

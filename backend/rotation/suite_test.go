@@ -1,0 +1,400 @@
+package rotation
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand"
+	"os"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
+)
+
+var (
+	faultPoints atomic.Int64
+	pairBudget  = flag.Duration("pairs", 6*time.Second, "how long to sample pairs of faults, for each strategy")
+	pairSeed    = flag.Int64("pairs.seed", 20261122, "seed of the sampled pairs")
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if n := faultPoints.Load(); n > 0 {
+		fmt.Printf("%d fault points\n", n)
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Println(err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// scenario is a row of the table of scenarios: what people (or the clock) do
+// with a role while something fails.
+type scenario struct {
+	name  string
+	seed  func(*world)
+	steps func(*world)
+	// version is what must be served at the end when nothing fails, by role;
+	// see expected.
+	check func(*world) error
+	// not says for which strategies the row makes no sense.
+	not func(shape) bool
+}
+
+func one(w *world) { w.seed("a", nil) }
+
+func nobody(*world) {}
+
+func targetlessOnly(s shape) bool { return s.targetless }
+
+func scenarios() []scenario {
+	return []scenario{
+		{name: "rotate", seed: one, steps: func(w *world) { w.rotate("a"); w.idle("a") }, check: serves("a", "m1")},
+		{name: "rollback in grace", seed: one, steps: func(w *world) {
+			w.rotate("a")
+			w.phase("a", Grace)
+			w.rollBack("a")
+			w.idle("a")
+		}, check: serves("a", "m0-a")},
+		{name: "cancel before promote", seed: one, steps: func(w *world) {
+			id := w.rotate("a")
+			w.cancel(id)
+			w.idle("a")
+		}, check: serves("a", "m0-a", "m1")},
+		{name: "retire early", seed: one, steps: func(w *world) {
+			w.rotate("a")
+			w.phase("a", Grace)
+			w.retire("a")
+			w.idle("a")
+		}, check: serves("a", "m1")},
+		{name: "rollback after retire", seed: one, steps: func(w *world) {
+			w.rotate("a")
+			w.idle("a")
+			w.rollBack("a")
+			w.idle("a")
+		}, check: serves("a", "m0-a")},
+		{name: "create generated", seed: nobody, steps: func(w *world) { w.create("a", nil, false); w.idle("a") }, check: serves("a", "m1")},
+		{name: "create adopted", seed: imported, steps: func(w *world) {
+			w.create("a", material("a", "old"), false)
+			w.idle("a")
+		}, check: serves("a", "old")},
+		{name: "create overwriting", seed: imported, steps: func(w *world) {
+			w.create("a", nil, true)
+			w.idle("a")
+		}, check: serves("a", "m1")},
+		{name: "delete and create again", seed: one, steps: func(w *world) {
+			w.remove("a")
+			w.create("a", nil, false)
+			w.idle("a")
+		}, check: serves("a", "m0-a")},
+		{name: "reconcile", seed: one, not: targetlessOnly, steps: func(w *world) {
+			w.tamper("n1", "u-a", *material("a", "stranger"))
+			w.reconcile("a")
+			w.idle("a")
+			w.mended("a")
+		}, check: serves("a", "m0-a")},
+		{name: "reconcile in grace", seed: one, steps: func(w *world) {
+			w.rotate("a")
+			w.phase("a", Grace)
+			if !w.shape.targetless {
+				w.tamper("n1", "u-a", *material("a", "stranger"))
+			}
+			w.reconcile("a")
+			w.idle("a")
+			w.mended("a")
+		}, check: serves("a", "m1")},
+		{name: "scheduled", seed: func(w *world) {
+			w.seed("a", func(r *Role) {
+				r.Schedule = schedule.Spec{Period: 2 * time.Hour}
+				r.Next = schedule.Next(r.Schedule, time.Now())
+			})
+		}, steps: func(w *world) {
+			w.until("the scheduled rotation", 5*time.Hour, func() bool { return w.roles["a"].LastRun != nil || w.dead() })
+			w.until("its end", 5*time.Hour, func() bool {
+				r := w.roles["a"]
+				return r.Run == nil && r.LastRun != nil && r.LastRun.State == Completed
+			})
+			w.unschedule("a")
+		}, check: serves("a", "m1")},
+		{name: "batch of three", seed: func(w *world) {
+			for _, n := range []string{"a", "b", "c"} {
+				w.seed(n, nil)
+			}
+		}, steps: func(w *world) {
+			w.rotate("a", "b", "c")
+			for _, n := range []string{"a", "b", "c"} {
+				w.idle(n)
+			}
+		}, check: func(w *world) error {
+			for _, n := range []string{"a", "b", "c"} {
+				if w.roles[n].LastRun.State != Completed {
+					return fmt.Errorf("role %s: %s", n, w.roles[n].LastRun.State)
+				}
+			}
+			return nil
+		}},
+	}
+}
+
+func material(role, secret string) *kind.Material {
+	return &kind.Material{Username: "u-" + role, Secret: secret}
+}
+
+// imported is a user that has a password the engine was not told.
+func imported(w *world) {
+	for _, n := range w.nodes {
+		n.accepts["u-a"] = []kind.Material{*material("a", "old")}
+	}
+	w.foreign["u-a"] = []kind.Material{*material("a", "old")}
+}
+
+func serves(role string, secrets ...string) func(*world) error {
+	return func(w *world) error {
+		r := w.roles[role]
+		if r == nil || !slices.Contains(secrets, r.With("current").Material.Secret) {
+			return fmt.Errorf("role %s does not serve one of %v: %s", role, secrets, describe(r))
+		}
+		return nil
+	}
+}
+
+// dead is for conditions that cannot come true: a step waits no longer.
+func (w *world) dead() bool { return len(w.broken) > 0 }
+
+// What users do. Each repeats its request until it is answered.
+
+var requests atomic.Int64
+
+func newKeys() [][]string { return [][]string{{"request", fmt.Sprint(requests.Add(1))}} }
+
+func (w *world) rotate(roles ...string) (id string) {
+	req := Request{Trigger: Manual, Roles: roles, Keys: newKeys()}
+	_ = w.do("rotate", func(ctx context.Context, e *Engine) error {
+		h, err := e.Begin(ctx, req)
+		if h != nil {
+			id = h.ID
+		}
+		return err
+	})
+	return id
+}
+
+func (w *world) rollBack(role string) {
+	req := Request{Keys: newKeys()}
+	_ = w.do("rollback", func(ctx context.Context, e *Engine) error {
+		_, err := e.RollBack(ctx, role, req)
+		return err
+	})
+}
+
+func (w *world) reconcile(role string) {
+	req := Request{Keys: newKeys()}
+	_ = w.do("reconcile", func(ctx context.Context, e *Engine) error {
+		_, err := e.ReconcileRole(ctx, role, req)
+		return err
+	})
+}
+
+func (w *world) cancel(id string) {
+	_ = w.do("cancel", func(ctx context.Context, e *Engine) error {
+		_, err := e.Cancel(ctx, id, "")
+		return err
+	})
+}
+
+func (w *world) retire(role string) {
+	_ = w.do("retire", func(ctx context.Context, e *Engine) error {
+		_, err := e.Retire(ctx, role)
+		return err
+	})
+}
+
+// remove deletes a role; one that is busy is deleted when it is free.
+func (w *world) remove(role string) {
+	_ = w.do("delete", func(ctx context.Context, e *Engine) error { return e.Delete(ctx, role) })
+}
+
+// create makes a role and does not give up before it is there: nothing that
+// failed half-way may stand in the way of trying again.
+func (w *world) create(role string, initial *kind.Material, overwrite bool) {
+	for range 50 {
+		err := w.do("create", func(ctx context.Context, e *Engine) error {
+			_, err := e.Create(ctx, Creation{Role: w.newRole(role), Initial: initial, Overwrite: overwrite, Target: w.newRole(role).Target})
+			return err
+		})
+		w.idle(role)
+		if r := w.role(role); r != nil {
+			return
+		}
+		w.logf("create again after %s", answer(err))
+		w.pass(10 * time.Second)
+	}
+	w.violate("role %s could not be created", role)
+}
+
+// mended reconciles until the role is; a reconcile may fail, and says so.
+func (w *world) mended(role string) {
+	for range 20 {
+		r := w.role(role)
+		if r.LastRun != nil && r.LastRun.State == Completed && w.untampered(role) {
+			break
+		}
+		w.reconcile(role)
+		w.idle(role)
+		w.pass(time.Minute)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	user := "u-" + role
+	delete(w.tampered, user)
+	delete(w.foreign, user)
+	w.checkLocked()
+}
+
+func (w *world) untampered(role string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, n := range w.nodes {
+		for _, m := range n.accepts["u-"+role] {
+			if m.Secret == "stranger" {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (w *world) unschedule(role string) {
+	_ = w.do("unschedule", func(ctx context.Context, e *Engine) error {
+		return e.Update(ctx, role, func(r *Role) error { r.Schedule = schedule.Spec{}; return nil })
+	})
+}
+
+// play runs one scenario under one plan in a bubble of its own, and returns
+// the world for a look at what was counted.
+func play(t *testing.T, s shape, sc scenario, p plan) (w *world) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w = newWorld(t, s, p)
+		sc.seed(w)
+		w.run()
+		sc.steps(w)
+		w.finish()
+		if len(p.points) == 0 && sc.check != nil {
+			w.mu.Lock()
+			if err := sc.check(w); err != nil {
+				w.violateLocked("%v", err)
+			}
+			w.mu.Unlock()
+		}
+		w.close()
+	})
+	return w
+}
+
+// TestFaults puts every fault at every operation of every scenario, for every
+// strategy, one at a time.
+func TestFaults(t *testing.T) {
+	for _, s := range shapes {
+		for _, sc := range scenarios() {
+			if sc.not != nil && sc.not(s) {
+				continue
+			}
+			t.Run(s.name+"/"+sc.name, func(t *testing.T) {
+				t.Parallel()
+				everyPoint(t, s, sc)
+			})
+		}
+	}
+}
+
+func everyPoint(t *testing.T, s shape, sc scenario) {
+	name := s.name + "/" + sc.name
+	base := play(t, s, sc, plan{name: name})
+	if t.Failed() {
+		return
+	}
+	for _, d := range []domain{atStorage, atTarget} {
+		faults := map[fault]bool{}
+		for _, list := range [][]fault{storageWriteFaults, changeFaults, lookFaults} {
+			for _, f := range list {
+				if slices.Contains(storageWriteFaults, f) == (d == atStorage) {
+					faults[f] = true
+				}
+			}
+		}
+		// Faults may make a scenario longer, never shorter for good: each goes
+		// on until the scenario ends without reaching it.
+		for f := range faults {
+			for k := 1; ; k++ {
+				if !applies(base, d, k, f) {
+					continue
+				}
+				w := play(t, s, sc, plan{name: name, points: []point{{where: d, at: k, what: f}}})
+				if t.Failed() {
+					return
+				}
+				if w.ops[d] < k || k > base.ops[d]+1 {
+					break
+				}
+				faultPoints.Add(1)
+			}
+		}
+	}
+}
+
+// applies skips faults that make no difference at an operation: what a read
+// shares with another fault.
+func applies(base *world, d domain, k int, f fault) bool {
+	names := base.kinds[d]
+	if k > len(names) {
+		return true
+	}
+	switch names[k-1] {
+	case "get", "list":
+		return slices.Contains(storageReadFaults, f)
+	case "preflight", "probe":
+		return slices.Contains(lookFaults, f)
+	}
+	return true
+}
+
+// TestPairsOfFaults samples two faults at once.
+func TestPairsOfFaults(t *testing.T) {
+	for _, s := range shapes {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			rng := rand.New(rand.NewSource(*pairSeed)) //nolint:gosec // a test that repeats itself
+			t.Logf("seed %d", *pairSeed)
+			end := time.Now().Add(*pairBudget)
+			rows := scenarios()
+			for time.Now().Before(end) && !t.Failed() {
+				sc := rows[rng.Intn(len(rows))]
+				if sc.not != nil && sc.not(s) {
+					continue
+				}
+				p := plan{name: s.name + "/" + sc.name, points: []point{anyPoint(rng, s), anyPoint(rng, s)}}
+				play(t, s, sc, p)
+				faultPoints.Add(1)
+			}
+		})
+	}
+}
+
+func anyPoint(rng *rand.Rand, s shape) point {
+	if s.targetless || rng.Intn(2) == 0 {
+		return point{where: atStorage, at: 1 + rng.Intn(60), what: storageWriteFaults[rng.Intn(len(storageWriteFaults))]}
+	}
+	return point{where: atTarget, at: 1 + rng.Intn(12), what: changeFaults[rng.Intn(len(changeFaults))]}
+}
