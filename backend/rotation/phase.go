@@ -47,6 +47,12 @@ const (
 	Superseded     State = "superseded"
 )
 
+// States are all of them, in the order of a rotation's life.
+var States = []State{
+	Running, Waiting, InGrace, RollingBack, RollbackFailed,
+	Completed, Partial, Failed, RolledBack, Cancelled, Superseded,
+}
+
 // Ended reports whether s is an outcome.
 func (s State) Ended() bool {
 	switch s {
