@@ -14,10 +14,15 @@ import (
 const maxEntry = 64 << 10
 
 // Store reads and writes connections.
-type Store struct{ s logical.Storage }
+type Store struct {
+	s     logical.Storage
+	locks locks
+}
 
 // NewStore returns a Store over s.
-func NewStore(s logical.Storage) *Store { return &Store{s: s} }
+func NewStore(s logical.Storage) *Store {
+	return &Store{s: s, locks: locks{held: map[string]*nameLock{}}}
+}
 
 // Get reads a connection; nil when there is none.
 func (st *Store) Get(ctx context.Context, name string) (*Entry, error) {
