@@ -2,11 +2,13 @@ package harmonyflow
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 )
 
@@ -22,6 +25,9 @@ const operationPrefix = "harmony-flow"
 
 // maxValue bounds every value a user may send, in bytes.
 const maxValue = 32 << 10
+
+// maxPath bounds the path of a request: two names and what stands before them.
+const maxPath = 512
 
 // answerWithin is how long a request waits for a rotation before it answers
 // with what there is: the CLI gives up at 60 s and Vault at 90 s, and both send
@@ -36,7 +42,7 @@ type operation struct {
 	suffix   string
 	fields   map[string]*framework.FieldSchema // of the 200 answer
 	none     bool                              // answers 204
-	errors   []int
+	errors   []int                             // beside 400, which every operation may answer
 	mutating bool
 }
 
@@ -50,7 +56,7 @@ func (o operation) handler(known map[string]*framework.FieldSchema) framework.Op
 	} else {
 		responses[http.StatusOK] = []framework.Response{{Description: "OK", Fields: o.fields}}
 	}
-	for _, code := range o.errors {
+	for _, code := range append([]int{http.StatusBadRequest}, o.errors...) {
 		responses[code] = []framework.Response{{Description: http.StatusText(code)}}
 	}
 	return &framework.PathOperation{
@@ -63,23 +69,33 @@ func (o operation) handler(known map[string]*framework.FieldSchema) framework.Op
 	}
 }
 
-// strict refuses fields that the path does not have, values that are too large,
-// and names that a path could not carry.
+// steer declares a path that acts on one role by kind and name.
+func steer(verb, synopsis, description string, more map[string]*framework.FieldSchema, call framework.OperationFunc) []*framework.Path {
+	fields := map[string]*framework.FieldSchema{"kind": kindField, "name": nameField}
+	for k, v := range more {
+		fields[k] = v
+	}
+	return []*framework.Path{{
+		Pattern: verb + "/(?P<kind>[^/]+)/(?P<name>.+)",
+		Fields:  fields,
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: operation{
+				call: call, summary: synopsis, verb: verb, suffix: "role", fields: rotationAnswer(), errors: []int{400, 404, 409}, mutating: true,
+			}.handler(fields),
+		},
+		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+		HelpSynopsis:    synopsis,
+		HelpDescription: description,
+	}}
+}
+
+// strict refuses fields that the path does not have, and names that a path could
+// not carry.
 func strict(known map[string]*framework.FieldSchema, call framework.OperationFunc) framework.OperationFunc {
-	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (resp *logical.Response, err error) {
-		// A panic would end the process, and with it every other mount that it
-		// serves; Vault would then send the same request again.
-		defer func() {
-			if p := recover(); p != nil {
-				resp, err = nil, fmt.Errorf("this request met a defect of the engine (%T at %s); please report it", p, req.Path)
-			}
-		}()
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 		for name, value := range req.Data {
 			if known[name] == nil {
-				return refuse("unknown field %q; this path takes %s", name, list(known))
-			}
-			if s, ok := value.(string); ok && len(s) > maxValue {
-				return refuse("field %q has %d bytes; at most %d are allowed", name, len(s), maxValue)
+				return answered(refuse("unknown field %.64q; this path takes %s", name, list(known)))
 			}
 			if value == nil {
 				d.Raw[name] = "" // JSON null clears a field, as an empty value does
@@ -87,12 +103,90 @@ func strict(known map[string]*framework.FieldSchema, call framework.OperationFun
 		}
 		if name, ok := d.Raw["name"].(string); ok {
 			if err := checkName(name); err != nil {
-				return refuse("%v", err)
+				return answered(refuse("%v", err))
 			}
 		}
-		resp, err = call(ctx, req, d)
-		return resp, coded(err)
+		return answered(call(ctx, req, d))
 	}
+}
+
+// HandleRequest answers a request. What is wrong with its shape is refused
+// before the framework converts it, because the framework's errors repeat what
+// was given, a password included.
+func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (resp *logical.Response, err error) {
+	// A panic would end the process, and with it every other mount that it
+	// serves; Vault would then send the same request again.
+	defer func() {
+		if p := recover(); p != nil {
+			b.Logger().Error("a request met a defect", "path", req.Path, "operation", req.Operation, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			resp, err = nil, fmt.Errorf("this request met a defect of the engine (%T at %.64s); please report it", p, req.Path)
+		}
+	}()
+	if err := checkShape(req); err != nil {
+		return answered(refuse("%v", err))
+	}
+	return b.Backend.HandleRequest(ctx, req)
+}
+
+// HandleExistenceCheck says whether a write creates or updates. That depends on
+// the path alone. The rest is left out: Vault writes errors of this check into
+// its log, and the framework's repeat what was given.
+func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
+	if checkShape(req) != nil {
+		return true, true, nil // HandleRequest refuses it
+	}
+	bare := *req
+	bare.Data = nil
+	return b.Backend.HandleExistenceCheck(ctx, &bare)
+}
+
+// secretFields hold what may stand in no error.
+var secretFields = []string{"password", "initial_password", "initial_value"}
+
+func checkShape(req *logical.Request) error {
+	if len(req.Path) > maxPath {
+		return fmt.Errorf("the path has %d bytes; at most %d are allowed", len(req.Path), maxPath)
+	}
+	for name, value := range req.Data {
+		if n := size(value); n > maxValue {
+			return fmt.Errorf("field %.64q has %d bytes; at most %d are allowed", name, n, maxValue)
+		}
+		if !slices.Contains(secretFields, name) {
+			continue
+		}
+		switch value.(type) {
+		case string, json.Number, nil:
+		default:
+			return fmt.Errorf("field %q must be a string", name)
+		}
+	}
+	return nil
+}
+
+// size is how many bytes of text a value holds.
+func size(value any) int {
+	n := 0
+	switch v := value.(type) {
+	case string:
+		n = len(v)
+	case []string:
+		for _, s := range v {
+			n += len(s)
+		}
+	case []any:
+		for _, e := range v {
+			n += size(e) + 1
+		}
+	case map[string]any:
+		for k, e := range v {
+			n += len(k) + size(e)
+		}
+	case map[string]string:
+		for k, e := range v {
+			n += len(k) + len(e)
+		}
+	}
+	return n
 }
 
 func list(known map[string]*framework.FieldSchema) string {
@@ -114,23 +208,35 @@ func checkName(name string) error {
 	return nil
 }
 
+// refusal is a mistake of the request; it is answered with 400.
+type refusal struct{ error }
+
+func badRequest(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
+
 // refuse answers 400 with one sentence.
 func refuse(format string, args ...any) (*logical.Response, error) {
-	return logical.ErrorResponse(format, args...), logical.ErrInvalidRequest
+	return nil, badRequest(format, args...)
 }
 
-// coded gives the engine's refusals their HTTP status.
-func coded(err error) error {
-	var c *rotation.Conflict
+// answered gives refusals their HTTP status. Errors are returned bare: on their
+// way from a plugin to Vault wrapped ones lose what they are.
+func answered(resp *logical.Response, err error) (*logical.Response, error) {
+	var (
+		mistake  refusal
+		definite *kind.Error
+		c        *rotation.Conflict
+	)
 	switch {
 	case err == nil:
-		return nil
+		return resp, nil
 	case errors.As(err, &c):
-		return logical.CodedError(http.StatusConflict, c.Text)
+		return nil, logical.CodedError(http.StatusConflict, c.Text)
+	case errors.As(err, &mistake), errors.As(err, &definite):
+		return logical.ErrorResponse("%v", err), logical.ErrInvalidRequest
 	case errors.Is(err, rotation.ErrNotFound):
-		return logical.CodedError(http.StatusNotFound, err.Error())
+		return nil, logical.CodedError(http.StatusNotFound, err.Error())
 	}
-	return err
+	return resp, err
 }
 
 func notFound(format string, args ...any) error {

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -34,8 +35,12 @@ type backend struct {
 	engine      *rotation.Engine
 	kinds       []kindEntry
 
-	// connectionWrite is held while a connection is checked and written.
-	connectionWrite chan struct{}
+	// identities is held while a connection is compared with all others and
+	// stored.
+	identities sync.Mutex
+
+	// answerWithin is how long a request waits for a rotation.
+	answerWithin time.Duration
 }
 
 // stopTimeout is how long Clean waits for work under way. Vault waits for it
@@ -53,7 +58,7 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 }
 
 func newBackend(conf *logical.BackendConfig) *backend {
-	b := &backend{kinds: kinds(), connectionWrite: make(chan struct{}, 1)}
+	b := &backend{kinds: kinds(), answerWithin: answerWithin}
 	b.storage = storage.Fence(conf.StorageView)
 	b.connections = connection.NewStore(b.storage)
 	b.engine = rotation.New(rotation.Options{
@@ -120,19 +125,6 @@ func (b *backend) invalidate(ctx context.Context, key string) {
 		if _, err := b.engine.LoadConfig(ctx); err != nil {
 			b.Logger().Warn("the configuration cannot be read again", "error", err)
 		}
-	}
-}
-
-// lockConnection serializes writes of connections. They are rare; one that waits
-// for a server that does not answer holds up only other such writes.
-func (b *backend) lockConnection(ctx context.Context, name string) (unlock func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
-	select {
-	case b.connectionWrite <- struct{}{}:
-		return func() { <-b.connectionWrite }, nil
-	case <-ctx.Done():
-		return nil, conflict("connection %q cannot be written now, another connection is being tried; try again", name)
 	}
 }
 

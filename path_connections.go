@@ -140,7 +140,7 @@ func stringMap(m map[string]string) map[string]any {
 
 func (b *backend) writeConnection(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
-	unlock, err := b.lockConnection(ctx, name)
+	unlock, err := b.holdConnection(ctx, name, b.connections.Lock)
 	if err != nil {
 		return nil, err
 	}
@@ -155,23 +155,39 @@ func (b *backend) writeConnection(ctx context.Context, _ *logical.Request, d *fr
 	}
 	resp := &logical.Response{Data: map[string]any{}}
 	if d.Get("verify_connection").(bool) {
-		info, err := redis.Verify(ctx, e)
+		info, err := verify(ctx, e)
 		if err != nil {
 			return refuse("connection %q cannot be used: %v; nothing was stored (verify_connection=false stores it all the same)", name, err)
 		}
-		if err := b.recognize(ctx, e, info); err != nil {
-			return nil, err
-		}
 		resp.Data["summary"], resp.Data["nodes"] = found(info)
 		resp.Warnings = info.Warnings
-	} else {
-		if !sameEndpoint(before, e) {
-			e.Identity, e.Members = "", nil // found when the first role is created
-		}
-		resp.Data["summary"], resp.Data["nodes"] = "stored without being tried", []string{}
+		return resp, b.putIdentified(ctx, before, e, info)
 	}
-	e.Generation++
+	if !sameEndpoint(before, e) {
+		e.Members = nil // found when the next role is created
+	}
+	resp.Data["summary"], resp.Data["nodes"] = "stored without being tried", []string{}
 	return resp, b.connections.Put(ctx, e)
+}
+
+// verify looks at every node of a connection, and gives up before a client
+// does.
+func verify(ctx context.Context, e *connection.Entry) (redis.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, kind.CallTimeout)
+	defer cancel()
+	return redis.Verify(ctx, e)
+}
+
+// holdConnection locks a connection, for a bounded time.
+func (b *backend) holdConnection(
+	ctx context.Context, name string, lock func(context.Context, string) (func(), error),
+) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, b.answerWithin)
+	defer cancel()
+	if unlock, err = lock(ctx, name); err != nil {
+		return nil, conflict("connection %q is being tried by another request; try again", name)
+	}
+	return unlock, nil
 }
 
 // found says what a verified connection leads to.
@@ -190,38 +206,70 @@ func found(info redis.Info) (summary string, nodes []string) {
 
 // identify makes sure that the target behind a connection is known by its own
 // identity, also where the connection was stored without being tried.
-func (b *backend) identify(ctx context.Context, e *connection.Entry) error {
-	if e.Identity != "" {
-		return nil
-	}
-	unlock, err := b.lockConnection(ctx, e.Name)
+func (b *backend) identify(ctx context.Context, name string) error {
+	unlock, err := b.holdConnection(ctx, name, b.connections.Lock)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	info, err := redis.Verify(ctx, e)
-	if err != nil {
-		return fmt.Errorf("connection %q cannot be used: %w", e.Name, err)
+	before, err := b.connections.Must(ctx, name)
+	if err != nil || len(before.Members) > 0 {
+		return err
 	}
-	if err := b.recognize(ctx, e, info); err != nil {
+	e := *before
+	info, err := verify(ctx, &e)
+	if err != nil {
+		return badRequest("connection %q cannot be used: %w", name, err)
+	}
+	return b.putIdentified(ctx, before, &e, info)
+}
+
+// putIdentified stores a connection with the identity of its target.
+func (b *backend) putIdentified(ctx context.Context, before, e *connection.Entry, info redis.Info) error {
+	// One at a time: of two new connections to one target the second has to see
+	// the first.
+	b.identities.Lock()
+	defer b.identities.Unlock()
+	if err := b.recognize(ctx, before, e, info); err != nil {
 		return err
 	}
 	return b.connections.Put(ctx, e)
 }
 
 // recognize gives a connection the identity of its target, which may be known
-// already: under another connection's name, or from before a node came or went.
-func (b *backend) recognize(ctx context.Context, e *connection.Entry, info redis.Info) error {
-	known, err := b.connections.All(ctx)
+// already: from before a node came or went, or under another connection's name.
+// Roles hold their claims under it, so as long as there are any it stays what it
+// was, wherever the target has moved to.
+func (b *backend) recognize(ctx context.Context, before, e *connection.Entry, info redis.Info) error {
+	e.Identity, e.Members = info.Identity, info.Members
+	if before != nil {
+		if e.Recognize([]*connection.Entry{before}); e.Identity == before.Identity {
+			return nil
+		}
+	}
+	others, err := b.connections.All(ctx)
 	if err != nil {
 		return err
 	}
-	e.Identity, e.Members = info.Identity, info.Members
-	if own := slices.IndexFunc(known, func(k *connection.Entry) bool { return k.Name == e.Name }); own > 0 {
-		known[0], known[own] = known[own], known[0] // before that of another
+	others = slices.DeleteFunc(others, func(k *connection.Entry) bool { return k.Name == e.Name })
+	e.Recognize(others)
+	if before == nil || before.Identity == "" || before.Identity == e.Identity {
+		return nil
 	}
-	e.Recognize(known)
+	role, err := b.userOf(ctx, e.Name)
+	if err != nil || role == "" {
+		return err
+	}
+	if e.Identity != info.Identity {
+		return conflict("connection %q would lead to a server that another connection leads to already, and role %q uses it; delete its roles first", e.Name, role)
+	}
+	e.Identity = before.Identity
 	return nil
+}
+
+// userOf names a role that uses a connection; "" when none does.
+func (b *backend) userOf(ctx context.Context, name string) (string, error) {
+	return b.engine.Store().FirstRole(ctx, func(r *rotation.Role) bool { return r.Connection == name })
 }
 
 // connectionFrom applies what was given to what is stored, and refuses what
@@ -236,6 +284,7 @@ func connectionFrom(before *connection.Entry, name string, d *framework.FieldDat
 	if err := setType(e, d); err != nil {
 		return nil, err
 	}
+	e.Generation++
 	setStrings(d, "allowed_roles", &e.AllowedRoles)
 	setStrings(d, "allowed_usernames", &e.AllowedUsernames)
 	setStrings(d, "addresses", &e.Redis.Addresses)
@@ -262,7 +311,7 @@ func setType(e *connection.Entry, d *framework.FieldData) error {
 	case !ok:
 		return nil
 	case given.(string) != connection.TypeRedis:
-		return fmt.Errorf("type %q is not known; allowed is %s", given, connection.TypeRedis)
+		return fmt.Errorf("type %.64q is not known; allowed is %s", given, connection.TypeRedis)
 	}
 	e.Type = given.(string)
 	return nil
@@ -277,7 +326,7 @@ func setAdmin(before, e *connection.Entry, d *framework.FieldData) error {
 	case before == nil && !given:
 		return fmt.Errorf("password is missing; give the admin user's password")
 	case before != nil && !given && !sameEndpoint(before, e):
-		return fmt.Errorf("addresses, address_map or allowed_cidrs change where the stored password is sent; give username and password in the same request")
+		return fmt.Errorf("addresses, address_map or allowed_cidrs change where the stored password is sent; give its password in the same request")
 	case before != nil && !given && renamed && username.(string) != before.Username():
 		return fmt.Errorf("username changes; give its password in the same request")
 	case !given:
@@ -333,12 +382,12 @@ func setString(d *framework.FieldData, name string, to *string, empty string) {
 // would be the only thing left that can reach what the role manages.
 func (b *backend) deleteConnection(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
-	unlock, err := b.lockConnection(ctx, name)
+	unlock, err := b.holdConnection(ctx, name, b.connections.Lock)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	user, err := b.engine.Store().FirstRole(ctx, func(r *rotation.Role) bool { return r.Connection == name })
+	user, err := b.userOf(ctx, name)
 	if err != nil {
 		return nil, err
 	}

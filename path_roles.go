@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
@@ -79,7 +80,7 @@ func roleFields() map[string]*framework.FieldSchema {
 		"encoding":                   {Type: framework.TypeString, Description: "Characters of an api-key: alphanumeric (default), hex or base64url."},
 		"prefix":                     {Type: framework.TypeString, Description: "Put before each api-key."},
 		"previous_field":             {Type: framework.TypeString, Description: "Name under which creds/ also carries the previous value of an api-key during grace; makes the strategy overlap."},
-		"rotation_period":            {Type: framework.TypeDurationSecond, Description: "Rotate this long after the last rotation; 0 for none."},
+		"rotation_period":            {Type: framework.TypeDurationSecond, Description: "Rotate this long after the last rotation, at least 1m; empty for none."},
 		"rotation_schedule":          {Type: framework.TypeString, Description: "Rotate by a cron of five fields, in UTC; empty for none."},
 		"rotation_window":            {Type: framework.TypeDurationSecond, Description: "How long after a slot of rotation_schedule a rotation may still begin; without it a missed slot stays due."},
 		"disable_automated_rotation": {Type: framework.TypeBool, Description: "Keep the schedule and do not act on it."},
@@ -214,62 +215,85 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	r.Given.Username = d.Get("username").(string)
 	k := b.entry(r.Kind)
 	if k == nil {
-		return refuse("kind is %q; allowed are %s", r.Kind, b.kindNames())
+		return refuse("kind is %.64q; allowed are %s", r.Kind, b.kindNames())
 	}
-	if err := b.applyRole(ctx, r, k, req, d); err != nil {
-		return refuse("%v", err)
-	}
-	target, err := b.checkConnection(ctx, r, k)
+	c, err := b.engine.LoadConfig(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := applyRole(r, k, c, req, d); err != nil {
 		return refuse("%v", err)
 	}
 	initial, err := initialMaterial(r, k, d)
 	if err != nil {
 		return refuse("%v", err)
 	}
-	h, err := b.engine.Create(ctx, rotation.Creation{
-		Role: r, Initial: initial, Overwrite: d.Get("overwrite_existing").(bool), Target: target, RequestedBy: requester(req),
+	h, err := b.create(ctx, k, rotation.Creation{
+		Role: r, Initial: initial, Overwrite: d.Get("overwrite_existing").(bool), RequestedBy: requester(req),
 	})
 	if err != nil {
 		return nil, err
 	}
-	resp, err := b.answerOne(ctx, req, h.ID, rotation.Over)
+	resp, err := b.answerOne(ctx, req, h.ID, rotation.Over, forward)
 	if resp != nil && err == nil {
 		resp.Warnings = append(resp.Warnings, schedule.Notes(r.Schedule)...)
 	}
 	return resp, err
 }
 
+// create makes a role while its connection stays what it is.
+func (b *backend) create(ctx context.Context, k *kindEntry, c rotation.Creation) (*rotation.Header, error) {
+	if k.ConnectionType() == "" {
+		if c.Role.Connection != "" {
+			return nil, badRequest("connection is %.64q; roles of kind %s need none", c.Role.Connection, c.Role.Kind)
+		}
+		return b.engine.Create(ctx, c)
+	}
+	e, err := b.usable(ctx, c.Role, k)
+	if err == nil && len(e.Members) == 0 {
+		err = b.identify(ctx, e.Name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	release, err := b.holdConnection(ctx, c.Role.Connection, b.connections.Share)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if e, err = b.usable(ctx, c.Role, k); err != nil {
+		return nil, err
+	}
+	c.Target = e.Identity
+	return b.engine.Create(ctx, c)
+}
+
 // updateRole changes what was given.
 func (b *backend) updateRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
-	refusal := ""
+	c, err := b.engine.LoadConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var notes []string
-	err := b.engine.Update(ctx, name, func(r *rotation.Role) error {
+	err = b.engine.Update(ctx, name, func(r *rotation.Role) error {
 		k := b.entry(r.Kind)
-		err := fixed(r, d)
-		if err == nil && r.Run != nil {
-			err = onlyWhileRotating(r, req)
+		if k == nil {
+			return badRequest("kind %q is not known to this version; install the one that does", r.Kind)
 		}
-		if err == nil && k == nil {
-			err = fmt.Errorf("kind %q is not known to this version; install the one that does", r.Kind)
+		if err := fixed(r, d); err != nil {
+			return badRequest("%w", err)
 		}
-		if err == nil {
-			err = b.applyRole(ctx, r, k, req, d)
+		if err := onlyWhileRotating(r, req); err != nil {
+			return err
 		}
-		if err != nil {
-			refusal = err.Error()
+		if err := applyRole(r, k, c, req, d); err != nil {
+			return badRequest("%w", err)
 		}
 		notes = schedule.Notes(r.Schedule)
-		return err
+		return nil
 	})
-	var c *rotation.Conflict
-	switch {
-	case asConflict(err, &c):
-		return nil, err
-	case refusal != "":
-		return refuse("%s", refusal)
-	case err != nil:
+	if err != nil {
 		return nil, err
 	}
 	return &logical.Response{
@@ -300,6 +324,9 @@ var freeWhileRotating = []string{
 }
 
 func onlyWhileRotating(r *rotation.Role, req *logical.Request) error {
+	if r.Run == nil {
+		return nil
+	}
 	for name := range req.Data {
 		if !slices.Contains(freeWhileRotating, name) {
 			return &rotation.Conflict{Rotation: r.Run.Rotation, Text: fmt.Sprintf(
@@ -311,7 +338,7 @@ func onlyWhileRotating(r *rotation.Role, req *logical.Request) error {
 }
 
 // applyRole sets what was given and checks the whole.
-func (b *backend) applyRole(ctx context.Context, r *rotation.Role, k *kindEntry, req *logical.Request, d *framework.FieldData) error {
+func applyRole(r *rotation.Role, k *kindEntry, c rotation.Config, req *logical.Request, d *framework.FieldData) error {
 	if err := kindFields(k, req); err != nil {
 		return err
 	}
@@ -334,7 +361,7 @@ func (b *backend) applyRole(ctx context.Context, r *rotation.Role, k *kindEntry,
 	if v, ok := d.GetOk("allow_partial"); ok {
 		r.AllowPartial = v.(bool)
 	}
-	return b.applySchedule(ctx, r, req, d)
+	return applySchedule(r, c, req, d)
 }
 
 func applySpec(s *kind.Spec, d *framework.FieldData) {
@@ -362,7 +389,7 @@ func kindFields(k *kindEntry, req *logical.Request) error {
 
 // applySchedule sets schedule and grace together: a slot must not come before
 // the rotation of the one before it can have ended.
-func (b *backend) applySchedule(ctx context.Context, r *rotation.Role, req *logical.Request, d *framework.FieldData) error {
+func applySchedule(r *rotation.Role, c rotation.Config, req *logical.Request, d *framework.FieldData) error {
 	if _, ok := d.GetOk("rotation_period"); ok {
 		r.Schedule.Period = duration(d, "rotation_period")
 		if given := req.Data["rotation_period"]; r.Schedule.Period == 0 && !cleared(given) {
@@ -389,50 +416,36 @@ func (b *backend) applySchedule(ctx context.Context, r *rotation.Role, req *logi
 	if err := schedule.Validate(r.Schedule); err != nil {
 		return err
 	}
-	c, err := b.engine.LoadConfig(ctx)
-	if err != nil {
-		return err
-	}
 	return schedule.CheckGap(r.Schedule, rotation.Longest(r.Grace(c)))
 }
 
 // cleared reports whether a field was given as empty.
 func cleared(v any) bool { return v == nil || v == "" }
 
-// checkConnection checks that the connection serves the role, and returns the
-// identity of its target.
-func (b *backend) checkConnection(ctx context.Context, r *rotation.Role, k *kindEntry) (target string, err error) {
-	if k.ConnectionType() == "" {
-		if r.Connection != "" {
-			return "", fmt.Errorf("connection is %q; roles of kind %s need none", r.Connection, r.Kind)
-		}
-		return "", nil
-	}
+// usable returns the connection of a role if it serves it.
+func (b *backend) usable(ctx context.Context, r *rotation.Role, k *kindEntry) (*connection.Entry, error) {
 	if r.Connection == "" {
-		return "", fmt.Errorf("connection is missing; a role of kind %s needs one of type %s", r.Kind, k.ConnectionType())
+		return nil, badRequest("connection is missing; a role of kind %s needs one of type %s", r.Kind, k.ConnectionType())
 	}
 	if err := checkName(r.Connection); err != nil {
-		return "", fmt.Errorf("connection: %w", err)
+		return nil, badRequest("connection: %w", err)
 	}
 	e, err := b.connections.Must(ctx, r.Connection)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	user := r.Spec.Username
 	switch {
 	case e.Type != k.ConnectionType():
-		return "", fmt.Errorf("connection %q is of type %s; a role of kind %s needs %s", e.Name, e.Type, r.Kind, k.ConnectionType())
+		return nil, badRequest("connection %q is of type %s; a role of kind %s needs %s", e.Name, e.Type, r.Kind, k.ConnectionType())
 	case !e.AllowsRole(r.Name):
-		return "", fmt.Errorf("connection %q does not allow role %q; add it to its allowed_roles", e.Name, r.Name)
+		return nil, badRequest("connection %q does not allow role %q; add it to its allowed_roles", e.Name, r.Name)
 	case user == e.Username():
-		return "", fmt.Errorf("username %q is the connection's own admin user, which a role must not rotate; use another admin user for the connection, or another role", user)
+		return nil, badRequest("username %q is the connection's own admin user, which a role must not rotate; use another admin user for the connection, or another role", user)
 	case !e.AllowsUsername(user):
-		return "", fmt.Errorf("connection %q does not allow user %q; add it to its allowed_usernames", e.Name, user)
+		return nil, badRequest("connection %q does not allow user %q; add it to its allowed_usernames", e.Name, user)
 	}
-	if err := b.identify(ctx, e); err != nil {
-		return "", err
-	}
-	return e.Identity, nil
+	return e, nil
 }
 
 // initialMaterial reads the secret that is to be adopted; nil for none.

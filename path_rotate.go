@@ -2,7 +2,6 @@ package harmonyflow
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -70,7 +69,7 @@ func (b *backend) rotateAll(ctx context.Context, req *logical.Request, d *framew
 func (b *backend) rotateKind(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	k := d.Get("kind").(string)
 	if b.kind(k) == nil {
-		return nil, notFound("kind %q is not known; allowed are %s", k, b.kindNames())
+		return nil, notFound("kind %.64q is not known; allowed are %s", k, b.kindNames())
 	}
 	return b.rotateMany(ctx, req, d, k)
 }
@@ -99,7 +98,7 @@ func (b *backend) rotateMany(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
-	wait, cancel := context.WithTimeout(ctx, answerWithin)
+	wait, cancel := context.WithTimeout(ctx, b.answerWithin)
 	defer cancel()
 	b.engine.WaitAll(wait, h, rotation.Settled)
 	return b.answerMany(ctx, req, h)
@@ -125,21 +124,21 @@ func (b *backend) rotateRole(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
-	return b.answerOne(ctx, req, h.ID, rotation.Settled)
+	return b.answerOne(ctx, req, h.ID, rotation.Settled, forward)
 }
 
 // roleOf reads the role that a path names by kind and name.
 func (b *backend) roleOf(ctx context.Context, d *framework.FieldData) (*rotation.Role, error) {
 	k, name := d.Get("kind").(string), d.Get("name").(string)
 	if b.kind(k) == nil {
-		return nil, notFound("kind %q is not known; allowed are %s", k, b.kindNames())
+		return nil, notFound("kind %.64q is not known; allowed are %s", k, b.kindNames())
 	}
 	r, err := b.engine.Store().Role(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	if r == nil || r.Kind != k {
-		return nil, notFound("there is no role %q of kind %s; list roles/ to see which there are", name, k)
+		return nil, notFound("there is no role %.128q of kind %s; list roles/ to see which there are", name, k)
 	}
 	return r, nil
 }
@@ -164,34 +163,41 @@ func (b *backend) notFrozen(ctx context.Context) error {
 	return err
 }
 
+// direction is which way a request wants a rotation to go.
+type direction bool
+
+const (
+	forward direction = false
+	back    direction = true
+)
+
 // answerOne waits for a rotation of one role and says what became of it.
-func (b *backend) answerOne(ctx context.Context, req *logical.Request, id string, until rotation.Until) (*logical.Response, error) {
-	wait, cancel := context.WithTimeout(ctx, answerWithin)
+func (b *backend) answerOne(ctx context.Context, req *logical.Request, id string, until rotation.Until, wanted direction) (*logical.Response, error) {
+	wait, cancel := context.WithTimeout(ctx, b.answerWithin)
 	defer cancel()
 	b.engine.Wait(wait, id, until)
 	h, parts, err := b.partsOf(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if len(parts) == 1 {
-		p := parts[0]
-		switch p.State {
-		case rotation.Failed, rotation.RolledBack, rotation.RollingBack, rotation.RollbackFailed:
-			if h.Trigger == rotation.Create && p.State == rotation.Failed {
-				return nil, conflict("role %q was not created: %s", p.Role, p.Error)
-			}
-			if h.Trigger != rotation.Rollback && !recalled(p) {
-				return refuse("%s (rotation %s; read rotations/%s)", p.Line(), id, id)
-			}
+	if len(parts) == 1 && failed(parts[0], wanted) {
+		if h.Trigger == rotation.Create && parts[0].State == rotation.Failed {
+			return nil, conflict("role %q was not created: %s", parts[0].Role, parts[0].Error)
 		}
+		return refuse("%s (rotation %s; read rotations/%s)", parts[0].Line(), id, id)
 	}
 	return answer(req, h, parts), nil
 }
 
-// recalled reports whether somebody asked for the way back: then it is no
-// failure.
-func recalled(p rotation.Part) bool {
-	return strings.HasPrefix(p.Error, "rollback was asked for") || strings.HasPrefix(p.Error, "cancelled")
+// failed reports whether a role did not come to where the request wanted it.
+func failed(p rotation.Part, wanted direction) bool {
+	switch p.State {
+	case rotation.Failed, rotation.RollbackFailed:
+		return true
+	case rotation.RolledBack, rotation.RollingBack, rotation.Cancelled, rotation.Superseded:
+		return wanted == forward
+	}
+	return false
 }
 
 func (b *backend) partsOf(ctx context.Context, id string) (*rotation.Header, []rotation.Part, error) {
@@ -212,17 +218,16 @@ func (b *backend) answerMany(ctx context.Context, req *logical.Request, h *rotat
 		return nil, err
 	}
 	resp := answer(req, h, parts)
-	failed := 0
+	failures := 0
 	for _, p := range parts {
-		switch p.State {
-		case rotation.Failed, rotation.RolledBack, rotation.RollingBack, rotation.RollbackFailed:
-			failed++
-			if failed <= maxLines {
-				resp.AddWarning(p.Line())
-			}
+		if !failed(p, forward) {
+			continue
+		}
+		if failures++; failures <= maxLines {
+			resp.AddWarning(p.Line())
 		}
 	}
-	if failed > 0 && failed == len(parts) {
+	if failures > 0 && failures == len(parts) {
 		return refuse("no role was rotated (rotation %s; read rotations/%s): %s", h.ID, h.ID, parts[0].Line())
 	}
 	return resp, nil
@@ -313,5 +318,3 @@ func (b *backend) plan(ctx context.Context, req *logical.Request, names []string
 	data["roles"], data["summary"] = roles, fmt.Sprintf("%d of %s could be rotated now; nothing was changed", ready, count(len(reports), "role"))
 	return &logical.Response{Data: data}, nil
 }
-
-func asConflict(err error, c **rotation.Conflict) bool { return errors.As(err, c) }

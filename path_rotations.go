@@ -83,6 +83,9 @@ func (b *backend) listRotations(ctx context.Context, _ *logical.Request, d *fram
 		return refuse("limit is %d; it may be 1 to 1000", limit)
 	}
 	state, after := rotation.State(d.Get("state").(string)), d.Get("after").(string)
+	if state != "" && !slices.Contains(rotation.States, state) {
+		return refuse("state is %.64q; allowed are %v", state, rotation.States)
+	}
 	ids, err := b.engine.Store().Headers(ctx)
 	if err != nil {
 		return nil, err
@@ -184,5 +187,5 @@ func (b *backend) cancel(ctx context.Context, req *logical.Request, d *framework
 	if err != nil {
 		return nil, err
 	}
-	return b.answerOne(ctx, req, h.ID, rotation.Over)
+	return b.answerOne(ctx, req, h.ID, rotation.Over, back)
 }

@@ -1,0 +1,150 @@
+package harmonyflow
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"testing"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
+)
+
+// TestEveryOperationAnswersAsDeclared uses every operation of every path once;
+// the helpers hold each answer to the declared schema. A path or an operation
+// that is added without a request here fails.
+func TestEveryOperationAnswersAsDeclared(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(2))
+
+	m.must("config", map[string]any{"grace_period": "2h"})
+	require.EqualValues(t, 7200, m.read("config").data["grace_period"])
+
+	m.connect("cache", server.Addr, nil)
+	m.must("connections/cache", map[string]any{"allowed_usernames": "user-*"})
+	require.Equal(t, http.StatusOK, m.read("connections/cache").code)
+	require.Equal(t, []string{"cache"}, m.list("connections/").data["keys"])
+
+	m.adopt("app", "cache", 0, map[string]any{"rotation_period": "24h"})
+	m.must("roles/token", map[string]any{"kind": "api-key", "previous_field": "OLD"})
+	m.must("roles/app", map[string]any{"description": "an app"})
+	require.Equal(t, http.StatusOK, m.patch("roles/app", map[string]any{"description": "the app"}).code)
+	require.Equal(t, http.StatusOK, m.read("roles/app").code)
+	require.Equal(t, []string{"app", "token"}, m.list("roles/").data["keys"])
+	m.creds("app")
+
+	first := m.must("rotate/redis/app", nil)
+	m.must("rotate/redis/app", map[string]any{"dry_run": true})
+	m.must("reconcile/redis/app", nil)
+	require.Equal(t, true, m.read("verify/redis/app").data["ok"])
+	require.Equal(t, true, m.read("verify/api-key/token").data["ok"])
+	m.must("retire/redis/app", nil)
+	m.ended(id(first))
+	m.must("rotate/redis", nil)
+	batch := m.must("rotate/all", map[string]any{"reason": "because"})
+	m.must("rotate/all", map[string]any{"dry_run": true})
+	m.must("cancel/"+id(batch), map[string]any{"reason": "not today"})
+	m.must("rollback/redis/app", nil)
+
+	require.Equal(t, http.StatusOK, m.read("rotations").code)
+	require.Equal(t, http.StatusOK, m.list("rotations/").code)
+	require.Equal(t, http.StatusOK, m.read("status").code)
+	require.Equal(t, http.StatusNoContent, m.delete("roles/app").code)
+	require.Equal(t, http.StatusNoContent, m.delete("connections/cache").code)
+
+	for _, p := range m.b.Paths {
+		for op := range p.Operations {
+			require.True(t, m.exercised[p.Pattern+" "+string(op)], "no request above uses %s of %s", op, p.Pattern)
+		}
+	}
+}
+
+func TestEveryPathIsDescribed(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	mutating := map[logical.Operation]bool{
+		logical.CreateOperation: true, logical.UpdateOperation: true, logical.PatchOperation: true, logical.DeleteOperation: true,
+	}
+	for _, p := range m.b.Paths {
+		require.NotEmpty(t, p.HelpSynopsis, p.Pattern)
+		require.NotEmpty(t, p.HelpDescription, p.Pattern)
+		require.NotNil(t, p.DisplayAttrs, p.Pattern)
+		require.Equal(t, operationPrefix, p.DisplayAttrs.OperationPrefix, p.Pattern)
+		require.NotEmpty(t, p.Operations, p.Pattern)
+		for name, field := range p.Fields {
+			require.NotEmpty(t, field.Description, "%s of %s", name, p.Pattern)
+		}
+		for op, handler := range p.Operations {
+			props := handler.Properties()
+			require.NotEmpty(t, props.Summary, "%s of %s", op, p.Pattern)
+			require.NotNil(t, props.DisplayAttrs, "%s of %s", op, p.Pattern)
+			require.NotEmpty(t, props.Responses, "%s of %s", op, p.Pattern)
+			require.Equal(t, mutating[op], props.ForwardPerformanceStandby, "%s of %s", op, p.Pattern)
+			require.Equal(t, mutating[op], props.ForwardPerformanceSecondary, "%s of %s", op, p.Pattern)
+			for code, responses := range props.Responses {
+				for _, r := range responses {
+					require.NotEmpty(t, r.Description, "%d of %s of %s", code, op, p.Pattern)
+					for name, field := range r.Fields {
+						require.NotEmpty(t, field.Description, "%s of %s of %s", name, op, p.Pattern)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestOpenAPI makes the document that sys/internal/specs/openapi shows, and
+// from which clients are generated: two operations of one id would be one
+// function.
+func TestOpenAPI(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	resp, err := m.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.HelpOperation, Storage: m.storage})
+	require.NoError(t, err)
+	require.Contains(t, resp.Data["help"], "connections/<name>")
+	doc, ok := resp.Data["openapi"].(*framework.OASDocument)
+	require.True(t, ok, "%T", resp.Data["openapi"])
+	doc.CreateOperationIDs("harmonyflow")
+	raw, err := json.Marshal(doc)
+	require.NoError(t, err)
+	var decoded struct {
+		Paths map[string]map[string]json.RawMessage `json:"paths"`
+	}
+	require.NoError(t, json.Unmarshal(raw, &decoded))
+	ids := map[string]string{}
+	for path, methods := range decoded.Paths {
+		for method, body := range methods {
+			var op struct {
+				OperationID string                     `json:"operationId"`
+				Responses   map[string]json.RawMessage `json:"responses"`
+			}
+			if json.Unmarshal(body, &op) != nil || (method != "get" && method != "post" && method != "delete") {
+				continue
+			}
+			require.NotEmpty(t, op.OperationID, "%s %s", method, path)
+			require.Empty(t, ids[op.OperationID], "%s is also %s %s", op.OperationID, method, path)
+			require.NotContains(t, op.OperationID, "2", "a collision that the framework numbered: %s %s", method, path)
+			require.NotEmpty(t, op.Responses, "%s %s", method, path)
+			ids[op.OperationID] = method + " " + path
+		}
+	}
+	require.GreaterOrEqual(t, len(ids), 20)
+	require.NotContains(t, m.log.String(), "OpenAPI")
+}
+
+func TestPathHelp(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	for _, path := range []string{
+		"config", "connections", "connections/cache", "roles", "roles/app", "creds/app", "rotate/all", "rotate/redis", "rotate/redis/app",
+		"rotations", "rotations/x", "cancel/x", "rollback/redis/app", "retire/redis/app", "reconcile/redis/app", "verify/redis/app", "status",
+	} {
+		resp, err := m.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.HelpOperation, Path: path, Storage: m.storage})
+		require.NoError(t, err, path)
+		require.Greater(t, len(resp.Data["help"].(string)), 100, path)
+	}
+}

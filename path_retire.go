@@ -1,0 +1,37 @@
+package harmonyflow
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+)
+
+func (b *backend) pathRetire() []*framework.Path {
+	return steer("retire", "End the grace of a role now.",
+		`The target refuses the previous version at once, proven by refused logins. Refused with 409 before the new
+version is served. From here back leads only a new rotation: rollback/.`,
+		nil, b.retire)
+}
+
+func (b *backend) retire(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	r, err := b.roleOf(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	id, err := b.engine.Retire(ctx, r.Name)
+	if err != nil {
+		return nil, err
+	}
+	if id == "" {
+		return &logical.Response{Data: map[string]any{
+			"summary": fmt.Sprintf("nothing to retire: only version %d of role %q is accepted", currentNumber(r), r.Name),
+			"follow":  fmt.Sprintf("vault read %sverify/%s/%s", req.MountPoint, r.Kind, r.Name),
+			"state":   r.State(),
+		}}, nil
+	}
+	return b.answerOne(ctx, req, id, rotation.Over, forward)
+}
