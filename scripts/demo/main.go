@@ -1,0 +1,54 @@
+// Command demo plays the main job of this engine against private servers: a
+// real Vault rotates the password of a live Redis while clients log in. It
+// checks everything it says and exits non-zero when something is not as
+// claimed. With -dev it only starts the servers and leaves them running.
+//
+//	main.go     flags, signals, exit status
+//	scenes.go   the story, scene by scene
+//	stage.go    the servers, and what a user types at them
+//	target.go   where clients log in: Redis, or a service with an API key
+//	pool.go     the clients
+//	screen.go   what is printed
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	dev := flag.Bool("dev", false, "start the servers and leave them running until Ctrl-C")
+	transcript := flag.String("transcript", "", "also write what is printed to this `file`, without colour")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, *dev, *transcript))
+}
+
+func run(ctx context.Context, dev bool, transcript string) int {
+	s := newScreen(os.Stdout)
+	perform := play
+	if dev {
+		perform = develop
+	}
+	err := perform(ctx, s)
+	if transcript != "" {
+		err = errors.Join(err, os.WriteFile(transcript, []byte(s.transcript()), 0o600))
+	}
+	switch {
+	case ctx.Err() != nil && dev:
+		return 0
+	case ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "\nstopped; nothing is left running")
+		return 130
+	case err != nil:
+		s.failure(err)
+		return 1
+	}
+	return 0
+}
