@@ -29,10 +29,12 @@ const maxValue = 32 << 10
 // maxPath bounds the path of a request: two names and what stands before them.
 const maxPath = 512
 
-// answerWithin is how long a request waits for a rotation before it answers
-// with what there is: the CLI gives up at 60 s and Vault at 90 s, and both send
-// the request again.
-const answerWithin = 25 * time.Second
+// answerWithin is when a request is answered at the latest: the CLI gives up at
+// 60 s and Vault at 90 s, and both send the request again.
+const answerWithin = 30 * time.Second
+
+// The last part of that time is for reading what a rotation has come to.
+func (b *backend) readingTime() time.Duration { return b.answerWithin / 6 }
 
 // operation declares one operation of a path.
 type operation struct {
@@ -76,7 +78,7 @@ func steer(verb, synopsis, description string, more map[string]*framework.FieldS
 		fields[k] = v
 	}
 	return []*framework.Path{{
-		Pattern: verb + "/(?P<kind>[^/]+)/(?P<name>.+)",
+		Pattern: verb + "/(?P<kind>[^/]+)/" + namePattern,
 		Fields:  fields,
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: operation{
@@ -125,6 +127,8 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (resp
 	if err := checkShape(req); err != nil {
 		return answered(refuse("%v", err))
 	}
+	ctx, cancel := context.WithTimeout(ctx, b.answerWithin)
+	defer cancel()
 	return b.Backend.HandleRequest(ctx, req)
 }
 
@@ -289,6 +293,9 @@ func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 func duration(d *framework.FieldData, name string) time.Duration {
 	return time.Duration(d.Get(name).(int)) * time.Second
 }
+
+// namePattern takes anything, so that a name that is not allowed is told so.
+const namePattern = "(?P<name>(?s:.+))"
 
 // Fields that several paths share.
 var (

@@ -39,7 +39,7 @@ type backend struct {
 	// stored.
 	identities sync.Mutex
 
-	// answerWithin is how long a request waits for a rotation.
+	// answerWithin is the constant of that name, but in tests.
 	answerWithin time.Duration
 }
 

@@ -55,7 +55,7 @@ func (b *backend) pathConnections() []*framework.Path {
 			HelpDescription: "Lists the names of all connections, with their types.",
 		},
 		{
-			Pattern:        "connections/(?P<name>.+)",
+			Pattern:        "connections/" + namePattern,
 			Fields:         fields,
 			ExistenceCheck: b.connectionExists,
 			Operations: map[logical.Operation]framework.OperationHandler{
@@ -178,12 +178,10 @@ func verify(ctx context.Context, e *connection.Entry) (redis.Info, error) {
 	return redis.Verify(ctx, e)
 }
 
-// holdConnection locks a connection, for a bounded time.
+// holdConnection locks a connection.
 func (b *backend) holdConnection(
 	ctx context.Context, name string, lock func(context.Context, string) (func(), error),
 ) (unlock func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, b.answerWithin)
-	defer cancel()
 	if unlock, err = lock(ctx, name); err != nil {
 		return nil, conflict("connection %q is being tried by another request; try again", name)
 	}

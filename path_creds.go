@@ -13,7 +13,7 @@ import (
 
 func (b *backend) pathCreds() []*framework.Path {
 	return []*framework.Path{{
-		Pattern: "creds/(?P<name>.+)",
+		Pattern: "creds/" + namePattern,
 		Fields:  map[string]*framework.FieldSchema{"name": nameField},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: operation{

@@ -38,7 +38,7 @@ func (b *backend) pathRoles() []*framework.Path {
 			HelpDescription: "Lists the names of all roles, with kind, state and version.",
 		},
 		{
-			Pattern:        "roles/(?P<name>.+)",
+			Pattern:        "roles/" + namePattern,
 			Fields:         fields,
 			ExistenceCheck: b.roleExists,
 			Operations: map[logical.Operation]framework.OperationHandler{
@@ -228,6 +228,9 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return refuse("%v", err)
 	}
+	if err := b.checkPolicy(ctx, d); err != nil {
+		return nil, err
+	}
 	h, err := b.create(ctx, k, rotation.Creation{
 		Role: r, Initial: initial, Overwrite: d.Get("overwrite_existing").(bool), RequestedBy: requester(req),
 	})
@@ -275,6 +278,9 @@ func (b *backend) updateRole(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
+	if err := b.checkPolicy(ctx, d); err != nil {
+		return nil, err
+	}
 	var notes []string
 	err = b.engine.Update(ctx, name, func(r *rotation.Role) error {
 		k := b.entry(r.Kind)
@@ -300,6 +306,16 @@ func (b *backend) updateRole(ctx context.Context, req *logical.Request, d *frame
 		Data:     map[string]any{"summary": fmt.Sprintf("role %q changed", name), "follow": "vault read " + req.MountPoint + "roles/" + name},
 		Warnings: notes,
 	}, nil
+}
+
+// checkPolicy refuses a password policy that makes no passwords.
+func (b *backend) checkPolicy(ctx context.Context, d *framework.FieldData) error {
+	if policy, _ := d.Get("password_policy").(string); policy != "" {
+		if _, err := (source{b}).FromPolicy(ctx, policy); err != nil {
+			return badRequest("%w", err)
+		}
+	}
+	return nil
 }
 
 // fixed refuses to change what makes a role the role it is.

@@ -36,7 +36,7 @@ func (b *backend) pathRotate() []*framework.Path {
 			},
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			HelpSynopsis: synopsis,
-			HelpDescription: `The answer comes as soon as the new version is served, or after 25 seconds with what there is; grace and retire
+			HelpDescription: `The answer comes as soon as the new version is served, or within 30 seconds with what there is; grace and retire
 go on behind it and are read at rotations/<id>. A repeat of the same request, or of the same
 idempotency_key, answers with the same rotation. No secret is in the answer: read creds/<name>.`,
 		}
@@ -44,7 +44,7 @@ idempotency_key, answers with the same rotation. No secret is in the answer: rea
 	return []*framework.Path{
 		path("rotate/all/?$", "all", "Rotate every role.", with(map[string]*framework.FieldSchema{}), b.rotateAll),
 		path("rotate/(?P<kind>[^/]+)/?$", "kind", "Rotate every role of a kind.", with(map[string]*framework.FieldSchema{"kind": kindField}), b.rotateKind),
-		path("rotate/(?P<kind>[^/]+)/(?P<name>.+)", "role", "Rotate one role.", with(map[string]*framework.FieldSchema{"kind": kindField, "name": nameField}), b.rotateRole),
+		path("rotate/(?P<kind>[^/]+)/"+namePattern, "role", "Rotate one role.", with(map[string]*framework.FieldSchema{"kind": kindField, "name": nameField}), b.rotateRole),
 	}
 }
 
@@ -98,9 +98,7 @@ func (b *backend) rotateMany(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
-	wait, cancel := context.WithTimeout(ctx, b.answerWithin)
-	defer cancel()
-	b.engine.WaitAll(wait, h, rotation.Settled)
+	b.await(ctx, h, rotation.Settled)
 	return b.answerMany(ctx, req, h)
 }
 
@@ -171,11 +169,19 @@ const (
 	back    direction = true
 )
 
+// await waits for a rotation as long as its request can wait.
+func (b *backend) await(ctx context.Context, h *rotation.Header, until rotation.Until) {
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-b.readingTime()))
+		defer cancel()
+	}
+	b.engine.WaitAll(ctx, h, until)
+}
+
 // answerOne waits for a rotation of one role and says what became of it.
 func (b *backend) answerOne(ctx context.Context, req *logical.Request, id string, until rotation.Until, wanted direction) (*logical.Response, error) {
-	wait, cancel := context.WithTimeout(ctx, b.answerWithin)
-	defer cancel()
-	b.engine.Wait(wait, id, until)
+	b.await(ctx, &rotation.Header{ID: id}, until)
 	h, parts, err := b.partsOf(ctx, id)
 	if err != nil {
 		return nil, err

@@ -15,7 +15,7 @@ import (
 func (b *backend) pathVerify() []*framework.Path {
 	fields := map[string]*framework.FieldSchema{"kind": kindField, "name": nameField}
 	return []*framework.Path{{
-		Pattern: "verify/(?P<kind>[^/]+)/(?P<name>.+)",
+		Pattern: "verify/(?P<kind>[^/]+)/" + namePattern,
 		Fields:  fields,
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: operation{
