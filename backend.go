@@ -114,7 +114,7 @@ func (b *backend) clean(context.Context) {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	err := b.engine.Stop(ctx)
-	b.storage.Close()
+	b.storage.Close(ctx)
 	if err != nil {
 		b.Logger().Warn(err.Error())
 	}

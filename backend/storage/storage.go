@@ -37,8 +37,9 @@ var ErrClosed = errors.New("this backend instance has been closed; nothing is wr
 // Fenced is a storage handle that can be closed for good.
 type Fenced struct {
 	inner  logical.Storage
-	mu     sync.RWMutex
+	mu     sync.Mutex
 	closed bool
+	writes sync.WaitGroup // under way
 }
 
 var _ logical.Storage = (*Fenced)(nil)
@@ -46,11 +47,30 @@ var _ logical.Storage = (*Fenced)(nil)
 // Fence wraps s.
 func Fence(s logical.Storage) *Fenced { return &Fenced{inner: s} }
 
-// Close refuses every later write and waits for those under way.
-func (f *Fenced) Close() {
+// Close refuses every later write, and waits for those under way until ctx
+// ends.
+func (f *Fenced) Close(ctx context.Context) {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	idle := make(chan struct{})
+	go func() { f.writes.Wait(); close(idle) }()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}
+
+// begin reserves a place for a write; the caller gives it back with
+// writes.Done.
+func (f *Fenced) begin() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.closed = true
+	if f.closed {
+		return ErrClosed
+	}
+	f.writes.Add(1)
+	return nil
 }
 
 // List implements logical.Storage.
@@ -65,21 +85,19 @@ func (f *Fenced) Get(ctx context.Context, key string) (*logical.StorageEntry, er
 
 // Put implements logical.Storage.
 func (f *Fenced) Put(ctx context.Context, e *logical.StorageEntry) error {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	if f.closed {
-		return ErrClosed
+	if err := f.begin(); err != nil {
+		return err
 	}
+	defer f.writes.Done()
 	return f.inner.Put(ctx, e)
 }
 
 // Delete implements logical.Storage.
 func (f *Fenced) Delete(ctx context.Context, key string) error {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	if f.closed {
-		return ErrClosed
+	if err := f.begin(); err != nil {
+		return err
 	}
+	defer f.writes.Done()
 	return f.inner.Delete(ctx, key)
 }
 
