@@ -107,6 +107,9 @@ func (e *Engine) beginChildren(ctx context.Context, req Request) (*Header, error
 	if found != nil || err != nil {
 		return found, err
 	}
+	if err := e.remember(ctx, req, id); err != nil {
+		return nil, err
+	}
 	parent := &Header{
 		ID: id, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
 		Started: time.Now().UTC(), State: Running,
@@ -377,6 +380,21 @@ func (e *Engine) resume(ctx context.Context, item string) error {
 	return g.Wait()
 }
 
+// settleTime is after how long a write that was answered with an error has been
+// applied, or never will be.
+const settleTime = 2 * storageTimeout
+
+// headlessFor is for how long a marker is known to have no header.
+func (e *Engine) headlessFor(id string) time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if since, ok := e.headless[id]; ok {
+		return time.Since(since)
+	}
+	e.headless[id] = time.Now()
+	return 0
+}
+
 // dropMarker removes the marker of a rotation that has ended, or was never
 // written; one that is being written now, or whose write failed just now and may
 // still be applied, is left alone.
@@ -389,10 +407,13 @@ func (e *Engine) dropMarker(ctx context.Context, id string) error {
 	if err != nil || h != nil && h.State == "" {
 		return err
 	}
-	if settled := time.Now().Add(-2 * storageTimeout); h == nil && !startedBefore(id, settled) {
-		e.wake(laneRecover, id, time.Now().Add(2*storageTimeout))
+	if h == nil && e.headlessFor(id) < settleTime {
+		e.wake(laneRecover, id, time.Now().Add(settleTime))
 		return nil
 	}
+	e.mu.Lock()
+	delete(e.headless, id)
+	e.mu.Unlock()
 	return e.st.dropOpen(ctx, id)
 }
 
@@ -420,9 +441,9 @@ func (e *Engine) resumePart(ctx context.Context, h *Header, p Part) error {
 		}
 		e.endedPart(h.ID, ev.Part)
 		return nil
-	case r == nil && time.Since(h.Started) < 2*storageTimeout:
+	case r == nil && time.Since(h.Started) < settleTime:
 		// A create whose write failed just now may still come to be.
-		e.wake(laneRecover, h.ID, h.Started.Add(2*storageTimeout))
+		e.wake(laneRecover, h.ID, h.Started.Add(settleTime))
 		return nil
 	case r == nil || r.Run != nil || r.Kind != p.Kind || r.LastRun != nil && r.LastRun.At.After(h.Started):
 		p.State, p.Error = Superseded, "it was interrupted before this role was begun"

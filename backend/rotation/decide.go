@@ -517,7 +517,7 @@ func (d *decider) retry(err error, on event) step {
 	next := d.role.clone()
 	r := next.Run
 	r.Tries++
-	r.Error = clip(err.Error())
+	r.Error = clip(err.Error(), maxText)
 	r.RetryAt = d.now.Add(d.pause(r.Tries))
 	if d.facts.landed() {
 		r.Attempt = nil
@@ -530,7 +530,7 @@ func (d *decider) retry(err error, on event) step {
 // still happen: part of a call has an unknown outcome.
 func (d *decider) doom(err error) step {
 	next := d.role.clone()
-	next.Run.Doomed = clip(err.Error())
+	next.Run.Doomed = clip(err.Error(), maxText)
 	next.Run.Error = next.Run.Doomed
 	next.mark(d.now, fmt.Sprintf("%s: giving up: %s", next.Run.Phase, err))
 	return step{act: store, next: next}
@@ -544,7 +544,7 @@ func (d *decider) event(on event, reason string) step {
 		return d.retry(fmt.Errorf("%s", reason), on)
 	}
 	next := d.role.clone()
-	next.Run.Error = clip(reason)
+	next.Run.Error = clip(reason, maxText)
 	switch {
 	case l.End != "":
 		return d.endAs(next, l.End, nil)

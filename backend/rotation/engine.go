@@ -54,10 +54,12 @@ type Engine struct {
 	queue   []*lane // lanes with something ready, in the order they became so
 	wakes   wakeHeap
 	waking  map[wake]bool // what is in wakes
-	busy    int       // workers at work
-	slow    int       // of those, on lanes whose target did not answer in time
-	dueWake time.Time // when the schedule is looked at next
+	busy    int           // workers at work
+	slow    int           // of those, on lanes whose target did not answer in time
+	dueWake time.Time     // when the schedule is looked at next
 	tracks  map[string]*track
+	// headless are markers of rotations without a header, and since when.
+	headless map[string]time.Time
 }
 
 // Bounds on work under way. A connection may have two batches: a single
@@ -96,7 +98,7 @@ func New(o Options) *Engine {
 	return &Engine{
 		o: o, st: st, locks: newLocks(), due: newDueQueue(st),
 		ctx: ctx, cancel: cancel, kick: make(chan struct{}, 1),
-		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{},
+		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{}, headless: map[string]time.Time{},
 	}
 }
 

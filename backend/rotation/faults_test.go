@@ -85,7 +85,7 @@ func (w *world) strikeLocked(d domain, name string) fault {
 	w.kinds[d] = append(w.kinds[d], name)
 	if w.ops[d] > maxOps && !w.hot {
 		w.hot = true
-		w.violateLocked("a hot loop: %d operations of %s", w.ops[d], d)
+		w.violateLocked("a hot loop: %d operations of %s, the last of them %v", w.ops[d], d, w.kinds[d][len(w.kinds[d])-12:])
 	}
 	if w.plan.off {
 		return ""
@@ -118,8 +118,7 @@ func (s *faultyStorage) read(name string) error {
 	if s.i.isDead() {
 		return errInjected
 	}
-	f := s.w.strikeLocked(atStorage, name)
-	switch f {
+	switch s.w.strikeLocked(atStorage, name) {
 	case storageFails, failsThoughApplied, appliedLate:
 		return errInjected
 	case crashBefore, crashAfter:
@@ -130,14 +129,14 @@ func (s *faultyStorage) read(name string) error {
 }
 
 func (s *faultyStorage) List(ctx context.Context, prefix string) ([]string, error) {
-	if err := s.read("list"); err != nil {
+	if err := s.read("list " + short(prefix)); err != nil {
 		return nil, err
 	}
 	return s.w.inner.List(ctx, prefix)
 }
 
 func (s *faultyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
-	if err := s.read("get"); err != nil {
+	if err := s.read("get " + short(key)); err != nil {
 		return nil, err
 	}
 	return s.w.inner.Get(ctx, key)

@@ -133,16 +133,16 @@ const maxTimeline = 64
 // maxText bounds what others' errors may add to an entry.
 const maxText = 512
 
-func clip(s string) string {
-	if len(s) <= maxText {
-		return s
+func clip(s string, limit int) string {
+	if len(s) <= limit || limit == 0 {
+		return s[:min(len(s), limit)]
 	}
-	return strings.ToValidUTF8(s[:maxText], "") + "…"
+	return strings.ToValidUTF8(s[:limit], "") + "…"
 }
 
 func (r *Role) mark(now time.Time, what string) {
 	t := &r.Run.Timeline
-	what = clip(what)
+	what = clip(what, maxText)
 	if n := len(*t); n > 0 && (*t)[n-1].What == what {
 		return
 	}

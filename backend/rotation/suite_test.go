@@ -7,6 +7,7 @@ import (
 	"math/rand"
 	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -361,7 +362,7 @@ func applies(base *world, d domain, k int, f fault) bool {
 	if k > len(names) {
 		return true
 	}
-	switch names[k-1] {
+	switch name, _, _ := strings.Cut(names[k-1], " "); name {
 	case "get", "list":
 		return slices.Contains(storageReadFaults, f)
 	case "preflight", "probe":

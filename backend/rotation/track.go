@@ -3,6 +3,8 @@ package rotation
 import (
 	"context"
 	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 )
 
 // track follows an open rotation in memory, so that callers can wait and the
@@ -113,6 +115,28 @@ func (e *Engine) tend(ids []string) {
 	}
 }
 
+// closed is h as it is kept after its last role has ended. Errors are shortened
+// where there are many, to fit its entry; they are whole in the evidence.
+func closed(h *Header, parts map[string]Part) *Header {
+	c := *h
+	limits := []int{60, 0}
+	if len(h.Roles) <= 20 {
+		limits = []int{maxText, 60, 0}
+	}
+	for _, limit := range limits {
+		c.Roles = make([]Part, len(h.Roles))
+		for i, p := range h.Roles {
+			c.Roles[i] = parts[p.Role]
+			c.Roles[i].Error = clip(c.Roles[i].Error, limit)
+		}
+		c.State, c.Finished = Summarize(c.Roles), time.Now().UTC()
+		if raw, err := jsonutil.EncodeJSON(&c); err == nil && len(raw) <= maxHeaderEntry {
+			break
+		}
+	}
+	return &c
+}
+
 func (e *Engine) closeRotation(id string) error {
 	e.mu.Lock()
 	t := e.tracks[id]
@@ -122,17 +146,7 @@ func (e *Engine) closeRotation(id string) error {
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 	defer cancel()
-	h := *t.header
-	h.Roles = nil
-	for _, p := range t.header.Roles {
-		p = t.parts[p.Role]
-		if len(t.header.Roles) > 20 && len(p.Error) > 60 {
-			p.Error = p.Error[:60] + "…" // whole in the evidence
-		}
-		h.Roles = append(h.Roles, p)
-	}
-	h.State, h.Finished = Summarize(h.Roles), time.Now().UTC()
-	if err := e.st.putHeader(ctx, &h); err != nil {
+	if err := e.st.putHeader(ctx, closed(t.header, t.parts)); err != nil {
 		return err
 	}
 	e.mu.Lock()

@@ -192,7 +192,7 @@ func (w *world) supervise() {
 }
 
 func (i *instance) stop() {
-	i.fence.Close()
+	i.fence.Close(context.Background())
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := i.engine.Stop(ctx); err != nil {
