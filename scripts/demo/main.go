@@ -25,12 +25,12 @@ func main() {
 	dev := flag.Bool("dev", false, "start the servers and leave them running until Ctrl-C")
 	transcript := flag.String("transcript", "", "also write what is printed to this `file`, without colour")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	os.Exit(run(ctx, *dev, *transcript))
+	os.Exit(run(*dev, *transcript))
 }
 
-func run(ctx context.Context, dev bool, transcript string) int {
+func run(dev bool, transcript string) (exit int) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	s := newScreen(os.Stdout)
 	perform := play
 	if dev {

@@ -37,6 +37,7 @@ var consoleBlock = regexp.MustCompile("(?s)```console\n(.*?)```")
 // goes on after a backslash; what follows is output, cut to the lines that
 // matter, with … for what varies.
 func steps(t *testing.T, file string) []step {
+	t.Helper()
 	text, err := os.ReadFile(filepath.Join(root, file))
 	require.NoError(t, err)
 	var out []step
@@ -72,6 +73,7 @@ type shell struct {
 }
 
 func (s shell) run(t *testing.T, command string) string {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
@@ -83,14 +85,17 @@ func (s shell) run(t *testing.T, command string) string {
 
 // file writes what the documentation calls NAME, without a new line at its end.
 func (s shell) file(t *testing.T, name, content string) {
+	t.Helper()
 	require.NoError(t, os.WriteFile(filepath.Join(s.dir, name), []byte(content), 0o600))
 }
 
 func newShell(t *testing.T, vault *servers.Vault) shell {
+	t.Helper()
 	return shell{dir: t.TempDir(), env: append(vault.Env(), "VAULT_CLI_NO_COLOR=1")}
 }
 
 func (s shell) play(t *testing.T, redis string, all []step) {
+	t.Helper()
 	for _, st := range all {
 		out := s.run(t, strings.ReplaceAll(st.command, redisInDocs, redis))
 		for _, line := range st.shown {
