@@ -183,9 +183,11 @@ func (run *Run) state() State {
 }
 
 // settled reports whether the credential phases are over: the new material is
-// served, or the rotation is on its way back or must wait for its target.
+// served, or the rotation is on its way back or must wait for its target. Where
+// there is no grace, retiring follows at once and is one of them.
 func (run *Run) settled() bool {
-	return run.Back || run.Phase == Grace || run.Phase == Retire || run.Tries >= settleTries
+	graceOver := run.Phase == Retire && !run.GraceUntil.IsZero()
+	return run.Back || run.Phase == Grace || graceOver || run.Tries >= settleTries
 }
 
 // lane is what a role's work shares with that of others: kind and connection.
