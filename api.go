@@ -82,7 +82,7 @@ func steer(verb, synopsis, description string, more map[string]*framework.FieldS
 		Fields:  fields,
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: operation{
-				call: call, summary: synopsis, verb: verb, suffix: "role", fields: rotationAnswer(), errors: []int{400, 404, 409}, mutating: true,
+				call: call, summary: synopsis, verb: verb, suffix: "role", fields: rotationAnswer(), errors: []int{404, 409}, mutating: true,
 			}.handler(fields),
 		},
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},

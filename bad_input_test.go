@@ -283,23 +283,16 @@ func (m *mount) refuses(t *testing.T, server *servers.RedisNode, c badCase) {
 // and as a map.
 func TestMegabytes(t *testing.T) {
 	t.Parallel()
-	m, server, running := badMount(t)
+	m, server, _ := badMount(t)
 	big := strings.Repeat("x", 1<<20)
-	paths := map[string]string{
-		"config": "config", "connections/" + namePattern: "connections/cache", "roles/" + namePattern: "roles/app",
-		"rotate/all/?$": "rotate/all", "rotate/(?P<kind>[^/]+)/?$": "rotate/redis", "cancel/(?P<id>[^/]+)": "cancel/" + running,
-	}
 	for _, p := range m.b.Paths {
 		for op := range p.Operations {
-			path := strings.NewReplacer("(?P<kind>[^/]+)", "redis", namePattern, "app", "(?P<id>[^/]+)", running, "/?$", "").Replace(p.Pattern)
-			if exact, ok := paths[p.Pattern]; ok {
-				path = exact
-			}
+			path := example(p, "redis", "app")
 			if op == logical.ListOperation {
 				path += "/"
 			}
 			if op == logical.CreateOperation {
-				continue // below, with another name
+				op, path = logical.UpdateOperation, example(p, "redis", "new")
 			}
 			fields := []string{"no-such-field"}
 			for name := range p.Fields {

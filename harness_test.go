@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
@@ -247,6 +248,9 @@ func (m *mount) check(req *logical.Request, resp *logical.Response, r reply) {
 			require.IsType(m, "", value, "%s of %s is a line for a terminal", key, req.Path)
 			delete(data, key)
 		}
+		if name, ok := strings.CutPrefix(req.Path, "creds/"); ok && key == m.role(name).Spec.PreviousField {
+			delete(data, key) // the name is the role's own
+		}
 	}
 	shown := resp
 	if resp != nil {
@@ -306,6 +310,11 @@ func (m *mount) alter(name string, change func(*rotation.Role)) {
 	require.NoError(m, rotation.NewStore(m.storage).PutRole(context.Background(), r, &next))
 }
 
+// example is a request path that a pattern takes.
+func example(p *framework.Path, kind, name string) string {
+	return strings.NewReplacer("(?P<kind>[^/]+)", kind, namePattern, name, "(?P<id>[^/]+)", "0192-none", "/?$", "", "^", "", "$", "").Replace(p.Pattern)
+}
+
 func id(r reply) string {
 	s, _ := r.data["rotation_id"].(string)
 	return s
@@ -317,7 +326,8 @@ type watchedStorage struct {
 	logical.Storage
 	operations, writes atomic.Int64
 	// hang, when set, holds up every write until it is closed.
-	hang atomic.Pointer[chan struct{}]
+	hang    atomic.Pointer[chan struct{}]
+	hanging atomic.Int64 // writes that were held up
 
 	mu      sync.Mutex
 	secrets map[string]string
@@ -344,6 +354,7 @@ func (s *watchedStorage) Put(ctx context.Context, e *logical.StorageEntry) error
 	s.operations.Add(1)
 	s.writes.Add(1)
 	if hang := s.hang.Load(); hang != nil {
+		s.hanging.Add(1)
 		<-*hang
 	}
 	s.mu.Lock()

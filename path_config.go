@@ -26,7 +26,7 @@ func (b *backend) pathConfig() []*framework.Path {
 			}.handler(nil),
 			logical.UpdateOperation: operation{
 				call: b.writeConfig, summary: "Write the mount's defaults; what is not given stays.",
-				verb: "configure", none: true, errors: []int{400}, mutating: true,
+				verb: "configure", none: true, mutating: true,
 			}.handler(fields),
 		},
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
@@ -48,14 +48,16 @@ func (b *backend) readConfig(ctx context.Context, _ *logical.Request, _ *framewo
 	}}, nil
 }
 
-func (b *backend) writeConfig(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+func (b *backend) writeConfig(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	c, err := b.engine.LoadConfig(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defaults := rotation.DefaultConfig()
-	if _, ok := d.GetOk("grace_period"); ok {
-		c.GracePeriod = duration(d, "grace_period")
+	if v, ok := req.Data["grace_period"]; ok {
+		if c.GracePeriod = duration(d, "grace_period"); cleared(v) {
+			c.GracePeriod = defaults.GracePeriod
+		}
 	}
 	if v, ok := d.GetOk("keep_versions"); ok {
 		if c.KeepVersions = int(v.(int64)); c.KeepVersions == 0 {

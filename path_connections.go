@@ -63,10 +63,10 @@ func (b *backend) pathConnections() []*framework.Path {
 					call: b.readConnection, summary: "Read a connection, without its password.", verb: "read", suffix: "connection", fields: answer, errors: []int{404},
 				}.handler(nil),
 				logical.CreateOperation: operation{
-					call: b.writeConnection, summary: "Create a connection.", verb: "write", suffix: "connection", fields: verified, errors: []int{400}, mutating: true,
+					call: b.writeConnection, summary: "Create a connection.", verb: "write", suffix: "connection", fields: verified, errors: []int{409}, mutating: true,
 				}.handler(fields),
 				logical.UpdateOperation: operation{
-					call: b.writeConnection, summary: "Change a connection.", verb: "write", suffix: "connection", fields: verified, errors: []int{400}, mutating: true,
+					call: b.writeConnection, summary: "Change a connection.", verb: "write", suffix: "connection", fields: verified, errors: []int{409}, mutating: true,
 				}.handler(fields),
 				logical.DeleteOperation: operation{
 					call: b.deleteConnection, summary: "Delete a connection that no role uses.", verb: "delete", suffix: "connection", none: true, errors: []int{409}, mutating: true,
@@ -258,7 +258,7 @@ func (b *backend) recognize(ctx context.Context, before, e *connection.Entry, in
 	if err != nil || role == "" {
 		return err
 	}
-	if e.Identity != info.Identity {
+	if slices.ContainsFunc(others, func(k *connection.Entry) bool { return k.Identity == e.Identity }) {
 		return conflict("connection %q would lead to a server that another connection leads to already, and role %q uses it; delete its roles first", e.Name, role)
 	}
 	e.Identity = before.Identity

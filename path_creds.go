@@ -17,7 +17,7 @@ func (b *backend) pathCreds() []*framework.Path {
 		Fields:  map[string]*framework.FieldSchema{"name": nameField},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: operation{
-				call: b.readCreds, summary: "Read the served secret of a role.", verb: "read", suffix: "credentials", errors: []int{404},
+				call: b.readCreds, summary: "Read the served secret of a role.", verb: "read", suffix: "credentials", errors: []int{404, 409},
 				fields: map[string]*framework.FieldSchema{
 					"username": stringField("User the password belongs to."), "password": stringField("Current password."),
 					"value":             stringField("Current secret, of kinds without users."),

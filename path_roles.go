@@ -22,7 +22,7 @@ func (b *backend) pathRoles() []*framework.Path {
 	written := rotationAnswer()
 	write := func(call framework.OperationFunc, summary, verb string) framework.OperationHandler {
 		return operation{
-			call: call, summary: summary, verb: verb, suffix: "role", fields: written, errors: []int{400, 404, 409}, mutating: true,
+			call: call, summary: summary, verb: verb, suffix: "role", fields: written, errors: []int{404, 409}, mutating: true,
 		}.handler(fields)
 	}
 	return []*framework.Path{
@@ -210,6 +210,11 @@ func versionInfo(r *rotation.Role) map[string]any {
 // createRole makes a role, and answers with the rotation that brings its first
 // version about.
 func (b *backend) createRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	if h, err := b.createdBy(ctx, d.Get("name").(string), req.ID); err != nil {
+		return nil, err
+	} else if h != nil {
+		return b.answerOne(ctx, req, h.ID, rotation.Over, forward)
+	}
 	r := &rotation.Role{Name: d.Get("name").(string)}
 	r.Kind, r.Connection = d.Get("kind").(string), d.Get("connection").(string)
 	r.Given.Username = d.Get("username").(string)
@@ -242,6 +247,27 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 		resp.Warnings = append(resp.Warnings, schedule.Notes(r.Schedule)...)
 	}
 	return resp, err
+}
+
+// createdBy returns the rotation that created a role for a request: Vault sends
+// the same request again when the plugin dies under it.
+func (b *backend) createdBy(ctx context.Context, name, request string) (*rotation.Header, error) {
+	r, err := b.engine.Store().Role(ctx, name)
+	if err != nil || r == nil || request == "" {
+		return nil, err
+	}
+	var made string
+	switch {
+	case r.Run != nil:
+		made = r.Run.Rotation
+	case r.LastRun != nil:
+		made = r.LastRun.Rotation
+	}
+	h, err := b.engine.Store().Header(ctx, made)
+	if err != nil || h == nil || h.Trigger != rotation.Create || h.RequestedBy.RequestID != request {
+		return nil, err
+	}
+	return h, nil
 }
 
 // create makes a role while its connection stays what it is.

@@ -31,7 +31,7 @@ func (b *backend) pathRotate() []*framework.Path {
 			Fields:  fields,
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.UpdateOperation: operation{
-					call: call, summary: synopsis, verb: "rotate", suffix: suffix, fields: rotationAnswer(), errors: []int{400, 404, 409}, mutating: true,
+					call: call, summary: synopsis, verb: "rotate", suffix: suffix, fields: rotationAnswer(), errors: []int{404, 409}, mutating: true,
 				}.handler(fields),
 			},
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},

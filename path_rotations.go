@@ -19,7 +19,7 @@ func (b *backend) pathRotations() []*framework.Path {
 		"limit": {Type: framework.TypeInt64, Query: true, Default: int64(100), Description: "At most so many; 1 to 1000. Default 100."},
 	}
 	one := map[string]*framework.FieldSchema{"id": idField}
-	lists := operation{call: b.listRotations, summary: "List rotations, newest first.", verb: "list", suffix: "rotations", fields: keyInfoFields, errors: []int{400}}
+	lists := operation{call: b.listRotations, summary: "List rotations, newest first.", verb: "list", suffix: "rotations", fields: keyInfoFields}
 	reads := lists
 	reads.verb, reads.suffix = "read", "rotations-list"
 	return []*framework.Path{

@@ -1,0 +1,303 @@
+package harmonyflow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
+)
+
+// TestScheduledRotations are found from the stored next time, by whichever
+// process comes next, with nothing but Vault's periodic call.
+func TestScheduledRotations(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	for name, schedule := range map[string]map[string]any{
+		"period": {"rotation_period": "24h"}, "cron": {"rotation_schedule": "0 3 * * *"},
+		"window": {"rotation_schedule": "0 3 * * *", "rotation_window": "1h"}, "off": {"rotation_period": "24h", "disable_automated_rotation": true},
+		"failed": {"rotation_period": "24h"},
+	} {
+		schedule["kind"] = "api-key"
+		m.must("roles/"+name, schedule)
+	}
+	m.b.Cleanup(context.Background())
+	for name, ago := range map[string]time.Duration{"period": 30 * 24 * time.Hour, "cron": time.Minute, "window": 2 * time.Hour} {
+		m.alter(name, func(r *rotation.Role) { r.Next = time.Now().Add(-ago) })
+	}
+	m.alter("failed", func(r *rotation.Role) { r.Next, r.RetryAt = time.Now().Add(-time.Hour), time.Now().Add(time.Hour) })
+	m.start()
+	require.NoError(t, m.b.PeriodicFunc(context.Background(), &logical.Request{Storage: m.storage}))
+	require.Eventually(t, func() bool {
+		return m.creds("period")["version"] == int64(2) && m.creds("cron")["version"] == int64(2) &&
+			m.role("window").Next.After(time.Now())
+	}, patience, glance)
+	for _, name := range []string{"off", "window", "failed"} {
+		require.EqualValues(t, 1, m.creds(name)["version"], name)
+	}
+	require.NotContains(t, m.creds("off"), "ttl")
+	require.InDelta(t, 86400, m.creds("period")["ttl"], 60, "missed slots are made up for by one rotation")
+	r := m.send(request{op: logical.ReadOperation, path: "rotations"})
+	scheduled := 0
+	for _, info := range r.data["key_info"].(map[string]any) {
+		if info.(map[string]any)["trigger"] == "schedule" {
+			scheduled++
+		}
+	}
+	require.Equal(t, 1, scheduled, "what is due together is one rotation")
+}
+
+// TestResumes: what was interrupted goes on in the next process.
+func TestResumes(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(2))
+	p := proxy(t, server.Addr)
+	m.connect("cache", p.Addr(), nil)
+	m.adopt("app", "cache", 0, nil)
+	m.adopt("lost", "cache", 1, nil)
+	p.Blackhole(true)
+	m.b.answerWithin = 200 * time.Millisecond
+	r := m.must("rotate/redis", nil)
+	m.b.Cleanup(context.Background())
+	p.Heal()
+	m.start()
+	m.until(id(r), func(s rotation.State) bool { return s == rotation.InGrace })
+	for i, name := range []string{"app", "lost"} {
+		require.True(t, canLogIn(t, server, fmt.Sprint("user-", i), m.creds(name)["password"].(string)))
+		require.True(t, canLogIn(t, server, fmt.Sprint("user-", i), password(i)))
+	}
+}
+
+func TestCleanWithAHangingTarget(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1))
+	p := proxy(t, server.Addr)
+	m.connect("cache", p.Addr(), nil)
+	m.adopt("app", "cache", 0, nil)
+	p.Blackhole(true)
+	m.b.answerWithin = 100 * time.Millisecond
+	m.must("rotate/redis/app", nil)
+	began := time.Now()
+	m.b.Cleanup(context.Background())
+	m.b.Cleanup(context.Background())
+	require.Less(t, time.Since(began), stopTimeout)
+	p.Heal()
+
+	// A backend that was cleaned up writes nothing, whoever asks it to.
+	stored, writes := m.storage.dump(t), m.storage.writes.Load()
+	m.b.Cleanup(context.Background())
+	require.NoError(t, m.b.PeriodicFunc(context.Background(), &logical.Request{Storage: m.storage}))
+	require.NoError(t, m.b.Initialize(context.Background(), &logical.InitializationRequest{Storage: m.storage}))
+	r := m.write("roles/token", map[string]any{"kind": "api-key"})
+	require.Equal(t, http.StatusInternalServerError, r.code)
+	require.Contains(t, r.message, "has been closed")
+	require.Equal(t, http.StatusInternalServerError, m.write("config", map[string]any{"workers": 3}).code)
+	require.Equal(t, writes, m.storage.writes.Load())
+	require.Equal(t, stored, m.storage.dump(t))
+}
+
+// TestCleanWithHangingStorage: a storage that does not answer must not keep
+// Vault from sealing.
+func TestCleanWithHangingStorage(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.must("roles/token", map[string]any{"kind": "api-key"})
+	hang := make(chan struct{})
+	m.storage.hang.Store(&hang)
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		m.write("rotate/api-key/token", nil)
+	}()
+	require.Eventually(t, func() bool { return m.storage.hanging.Load() > 0 }, patience, glance)
+	began := time.Now()
+	m.b.Cleanup(context.Background())
+	require.Less(t, time.Since(began), stopTimeout+2*time.Second)
+	m.storage.hang.Store(nil)
+	close(hang)
+	<-answered
+}
+
+func TestCleanBeforeInitialize(t *testing.T) {
+	t.Parallel()
+	made, err := Factory(context.Background(), &logical.BackendConfig{System: &logical.StaticSystemView{}})
+	require.NoError(t, err, "Vault also makes one without storage, to learn what it is")
+	require.NotEmpty(t, made.SpecialPaths().SealWrapStorage)
+	require.Equal(t, logical.TypeLogical, made.Type())
+	made.Cleanup(context.Background())
+	require.NoError(t, made.Initialize(context.Background(), &logical.InitializationRequest{}))
+	made.Cleanup(context.Background())
+}
+
+// TestNothingIsLeftRunning is not parallel: it counts goroutines.
+func TestNothingIsLeftRunning(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	m := newMount(t)
+	server := servers.Redis(t, users(1))
+	m.connect("cache", server.Addr, nil)
+	m.adopt("app", "cache", 0, map[string]any{"rotation_period": "24h"})
+	m.must("rotate/redis/app", nil)
+	m.must("roles/token", map[string]any{"kind": "api-key"})
+	m.must("rotate/all", nil)
+	m.b.Cleanup(context.Background())
+	goleak.VerifyNone(t, before, goleak.IgnoreTopFunction("os/exec.(*Cmd).Wait"), goleak.IgnoreAnyFunction("github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers.start.func1"))
+}
+
+// TestInitializeAndPeriodicReturnAtOnce: Vault holds locks while it calls them.
+func TestInitializeAndPeriodicReturnAtOnce(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.must("roles/token", map[string]any{"kind": "api-key", "rotation_period": "24h"})
+	m.b.Cleanup(context.Background())
+	m.alter("token", func(r *rotation.Role) { r.Next = time.Now().Add(-time.Hour) })
+	hang := make(chan struct{})
+	m.storage.hang.Store(&hang)
+	began := time.Now()
+	m.start()
+	require.NoError(t, m.b.PeriodicFunc(context.Background(), &logical.Request{Storage: m.storage}))
+	require.Less(t, time.Since(began), time.Second)
+	m.storage.hang.Store(nil)
+	close(hang)
+	require.Eventually(t, func() bool { return m.creds("token")["version"] == int64(2) }, patience, glance)
+}
+
+// TestOnlyTheActiveNodeWorks: elsewhere nothing is read or written by itself,
+// and what changes something is forwarded.
+func TestOnlyTheActiveNodeWorks(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		state           consts.ReplicationState
+		local, tainted  bool
+		works, forwards bool
+	}{
+		"primary":             {works: true},
+		"standby":             {state: consts.ReplicationPerformanceStandby, forwards: true},
+		"local on a standby":  {state: consts.ReplicationPerformanceStandby, local: true, forwards: true},
+		"secondary":           {state: consts.ReplicationPerformanceSecondary, forwards: true},
+		"local on secondary":  {state: consts.ReplicationPerformanceSecondary, local: true, works: true},
+		"disaster recovery":   {state: consts.ReplicationDRSecondary},
+		"local on a DR":       {state: consts.ReplicationDRSecondary, local: true},
+		"tainted":             {tainted: true},
+		"tainted local mount": {tainted: true, local: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMount(t)
+			m.must("roles/token", map[string]any{"kind": "api-key", "rotation_period": "24h"})
+			m.b.Cleanup(context.Background())
+			m.alter("token", func(r *rotation.Role) { r.Next = time.Now().Add(-time.Hour) })
+			m.system = &logical.StaticSystemView{
+				ReplicationStateVal: c.state, LocalMountVal: c.local, TaintedVal: c.tainted,
+				PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"},
+			}
+			before := m.storage.operations.Load()
+			m.start()
+			for range 3 {
+				require.NoError(t, m.b.PeriodicFunc(context.Background(), &logical.Request{Storage: m.storage}))
+			}
+			if c.works {
+				require.Eventually(t, func() bool { return m.creds("token")["version"] == int64(2) }, patience, glance)
+			} else {
+				require.Never(t, func() bool { return m.storage.operations.Load() != before }, 100*time.Millisecond, glance)
+				require.EqualValues(t, 1, m.creds("token")["version"], "reads are served")
+			}
+			if !c.forwards {
+				return
+			}
+			writes := m.storage.writes.Load()
+			for _, p := range m.b.Paths {
+				for op, handler := range p.Operations {
+					if !handler.Properties().ForwardPerformanceStandby {
+						continue
+					}
+					path := example(p, "api-key", "token")
+					_, err := m.b.HandleRequest(context.Background(), &logical.Request{Operation: op, Path: path, Storage: m.storage})
+					require.Equal(t, logical.ErrReadOnly, err, "%s %s", op, path)
+				}
+			}
+			require.Equal(t, writes, m.storage.writes.Load())
+		})
+	}
+}
+
+// badKind panics where it is told to.
+type badKind struct{ in string }
+
+func (badKind) Name() string           { return "bad-kind" }
+func (badKind) ConnectionType() string { return "" }
+func (badKind) Fields() []string       { return []string{"length"} }
+func (k badKind) Complete(*kind.Spec) error {
+	if k.in == "complete" {
+		panic("complete")
+	}
+	return nil
+}
+func (badKind) CheckInitial(kind.Spec, string) error { return nil }
+func (k badKind) Generate(context.Context, kind.Spec, kind.Source) (kind.Material, error) {
+	if k.in == "generate" {
+		panic(errors.New("generate"))
+	}
+	return kind.Material{Secret: "made-by-a-bad-kind"}, nil
+}
+
+// TestPanicsEndNothing: one process serves every mount of the plugin.
+func TestPanicsEndNothing(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	add := func(in string) { m.b.kinds = append(kinds(), kindEntry{Kind: badKind{in}}) }
+	add("complete")
+	r := m.write("roles/bad", map[string]any{"kind": "bad-kind"})
+	require.Equal(t, http.StatusInternalServerError, r.code)
+	require.Contains(t, r.message, "a defect of the engine")
+	require.Empty(t, m.storage.dump(t))
+	require.Contains(t, m.log.String(), "badKind.Complete", "the log says where")
+
+	m.b.Cleanup(context.Background())
+	m.change = func(b *backend) { b.kinds = append(kinds(), kindEntry{Kind: badKind{"generate"}}) }
+	m.start()
+	m.b.answerWithin = 200 * time.Millisecond
+	r = m.write("roles/bad", map[string]any{"kind": "bad-kind"})
+	require.Equal(t, http.StatusOK, r.code, r.message)
+	require.Eventually(t, func() bool { return strings.Contains(m.log.String(), "panicked") }, patience, glance)
+	m.must("roles/token", map[string]any{"kind": "api-key"})
+	m.ended(id(m.must("rotate/api-key/token", nil)))
+	require.Equal(t, http.StatusConflict, m.read("creds/bad").code)
+}
+
+// silent accepts connections and says nothing.
+func silent(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var held []net.Conn
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				break
+			}
+			held = append(held, c)
+		}
+		for _, c := range held {
+			_ = c.Close()
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close(); <-done })
+	return l.Addr().String()
+}
