@@ -7,8 +7,7 @@
 //	vault killed 50 times, 540 rotations, 0 lost
 //	230 secrets searched in 1843200 bytes: 0 found
 //
-// The tests share servers, and run one after another: two that load the same
-// machine would measure each other.
+// The tests share servers. Those that measure time run one after another.
 package proof_test
 
 import (

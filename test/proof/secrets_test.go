@@ -335,3 +335,26 @@ func shapes(secret string) map[string]string {
 	}
 	return all
 }
+
+// TestShapes: the search finds a secret wherever something else surrounds it.
+func TestShapes(t *testing.T) {
+	const secret = `p@ss w/ord+&"q"`
+	for before := range 6 {
+		text := strings.Repeat("x", before) + secret + "and more"
+		held := func(encoded string) bool {
+			for _, shape := range shapes(secret) {
+				if strings.Contains(encoded, shape) {
+					return true
+				}
+			}
+			return false
+		}
+		require.True(t, held(text))
+		require.True(t, held(base64.StdEncoding.EncodeToString([]byte(text))), before)
+		require.True(t, held(base64.RawURLEncoding.EncodeToString([]byte(text))), before)
+		require.True(t, held(hex.EncodeToString([]byte(text))))
+		require.True(t, held(url.Values{"k": {text}}.Encode()))
+		require.True(t, held(fmt.Sprintf("%q", text)))
+		require.False(t, held("something else entirely"))
+	}
+}
