@@ -41,10 +41,11 @@ func run(dev bool, transcript string) (exit int) {
 		err = errors.Join(err, os.WriteFile(transcript, []byte(s.transcript()), 0o600))
 	}
 	switch {
-	case ctx.Err() != nil && dev:
-		return 0
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && !errors.Is(err, errLeft):
 		fmt.Fprintln(os.Stderr, "\nstopped; nothing is left running")
+		if dev {
+			return 0
+		}
 		return 130
 	case err != nil:
 		s.failure(err)

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 )
 
 // screen prints for people, in colour only on a terminal, and keeps the same
@@ -17,6 +18,7 @@ type screen struct {
 	terminal bool
 	plain    strings.Builder
 	passing  bool // a passing line is on the terminal and not in the transcript
+	passedAt time.Time
 	scenes   int
 }
 
@@ -69,7 +71,8 @@ func (s *screen) erase() {
 func (s *screen) pass(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.terminal {
+	if s.terminal && time.Since(s.passedAt) > 100*time.Millisecond {
+		s.passedAt = time.Now()
 		fmt.Fprintf(s.out, "\r\x1b[K\x1b["+dim+"m   "+format+"\x1b[0m", args...)
 		s.passing = true
 	}

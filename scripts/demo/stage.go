@@ -106,8 +106,15 @@ func (st *stage) close() error {
 	if st.redis != nil {
 		err = errors.Join(err, st.redis.stop())
 	}
-	return errors.Join(err, os.RemoveAll(st.dir))
+	if err = errors.Join(err, os.RemoveAll(st.dir)); err != nil {
+		return fmt.Errorf("%w: %w", errLeft, err)
+	}
+	return nil
 }
+
+// errLeft is said when stopping did not work, so that nobody is told that
+// nothing is left running.
+var errLeft = errors.New("something may be left running")
 
 // kind is the kind of the role that is rotated.
 func (st *stage) kind() string {
