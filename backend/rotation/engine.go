@@ -82,10 +82,13 @@ const (
 type lane struct {
 	name   string
 	ready  []string
-	member map[string]bool
-	queued bool
-	active int
-	slow   bool
+	member map[string]bool // what is in ready
+	// running is in the hands of a worker, and again is what has to be looked at
+	// once more after that.
+	running, again map[string]bool
+	queued         bool
+	active         int
+	slow           bool
 }
 
 // New returns an Engine that does nothing until Start.
@@ -219,8 +222,12 @@ func (e *Engine) own(name string) bool {
 func (e *Engine) readyLocked(name, item string) {
 	l := e.lanes[name]
 	if l == nil {
-		l = &lane{name: name, member: map[string]bool{}}
+		l = &lane{name: name, member: map[string]bool{}, running: map[string]bool{}, again: map[string]bool{}}
 		e.lanes[name] = l
+	}
+	if l.running[item] { // a second worker would only wait for the first
+		l.again[item] = true
+		return
 	}
 	if !l.member[item] {
 		l.member[item] = true
@@ -232,12 +239,24 @@ func (e *Engine) readyLocked(name, item string) {
 	}
 }
 
+// againLocked has what was woken during a batch looked at after it.
+func (e *Engine) againLocked(l *lane, items []string) {
+	for _, item := range items {
+		delete(l.running, item)
+		if l.again[item] {
+			delete(l.again, item)
+			e.readyLocked(l.name, item)
+		}
+	}
+}
+
 func (e *Engine) runLocked(l *lane) {
 	n := min(maxBatch, len(l.ready))
 	items := l.ready[:n:n]
 	l.ready = l.ready[n:]
 	for _, item := range items {
 		delete(l.member, item)
+		l.running[item] = true
 	}
 	wasSlow := l.slow
 	l.active++
@@ -250,10 +269,13 @@ func (e *Engine) runLocked(l *lane) {
 	e.wg.Add(1)
 	go func() {
 		defer e.wg.Done()
-		slow := e.work(l.name, items)
+		pace := e.work(l.name, items)
 		e.mu.Lock()
 		l.active--
-		l.slow = slow
+		if pace != unknown {
+			l.slow = pace == sluggish
+		}
+		e.againLocked(l, items)
 		if !e.own(l.name) {
 			e.busy--
 			if wasSlow {
@@ -262,7 +284,7 @@ func (e *Engine) runLocked(l *lane) {
 		}
 		if l.active == 0 && !l.queued {
 			delete(e.lanes, l.name)
-			if slow { // remembered until its next batch
+			if l.slow { // remembered until its next batch
 				e.lanes[l.name] = l
 			}
 		}
@@ -271,9 +293,18 @@ func (e *Engine) runLocked(l *lane) {
 	}()
 }
 
-// work runs one batch and reports whether its target was slow. A panic costs
-// the batch a pause, not the process: one process serves many mounts.
-func (e *Engine) work(name string, items []string) (slow bool) {
+// pace is what a batch showed about its target.
+type pace int
+
+const (
+	unknown pace = iota // it was not asked anything
+	prompt
+	sluggish
+)
+
+// work runs one batch and reports how its target did. A panic costs the batch a
+// pause, not the process: one process serves many mounts.
+func (e *Engine) work(name string, items []string) pace {
 	defer func() {
 		if p := recover(); p != nil {
 			e.o.Logger.Error("a worker panicked; its work is tried again", "lane", name, "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
@@ -286,7 +317,7 @@ func (e *Engine) work(name string, items []string) (slow bool) {
 		for _, item := range items {
 			e.wake(name, item, time.Now().Add(10*time.Second))
 		}
-		return false
+		return unknown
 	}
 	switch name {
 	case laneRecover:
@@ -298,11 +329,9 @@ func (e *Engine) work(name string, items []string) (slow bool) {
 	case laneRetention:
 		e.retain()
 	default:
-		began := time.Now()
-		e.advance(name, items)
-		return time.Since(began) > kind.CallTimeout/2
+		return e.advance(name, items)
 	}
-	return false
+	return unknown
 }
 
 // wake has item looked at in its lane at a time.

@@ -29,10 +29,10 @@ const storageTimeout = 10 * time.Second
 
 // advance moves the roles of one lane as far as they go without waiting. Roles
 // that are at the same point share calls to their target.
-func (e *Engine) advance(lane string, names []string) {
+func (e *Engine) advance(lane string, names []string) pace {
 	unlock, err := e.locks.lockAll(e.ctx, names)
 	if err != nil {
-		return
+		return unknown
 	}
 	defer unlock()
 	names = slices.Compact(slices.Sorted(slices.Values(names)))
@@ -42,11 +42,19 @@ func (e *Engine) advance(lane string, names []string) {
 		for _, n := range names {
 			e.wake(lane, n, time.Now().Add(pause(2)))
 		}
-		return
+		return unknown
 	}
+	began, seen := time.Now(), unknown
 	for len(jobs) > 0 && e.ctx.Err() == nil {
-		jobs = e.round(lane, jobs)
+		var asked bool
+		if jobs, asked = e.round(lane, jobs); asked {
+			seen = prompt
+		}
 	}
+	if seen == prompt && time.Since(began) > kind.CallTimeout/2 {
+		return sluggish
+	}
+	return seen
 }
 
 func (e *Engine) load(lane string, names []string) ([]*job, error) {
@@ -78,8 +86,8 @@ func (e *Engine) load(lane string, names []string) ([]*job, error) {
 }
 
 // round decides for every job, does what was decided, and returns the jobs
-// that can go on.
-func (e *Engine) round(lane string, jobs []*job) []*job {
+// that can go on, and whether the target was asked anything.
+func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	now := time.Now()
 	config := e.Config()
 	by := map[act][]*job{}
@@ -94,13 +102,13 @@ func (e *Engine) round(lane string, jobs []*job) []*job {
 	for _, j := range by[wait] {
 		e.wake(lane, j.role.Name, j.step.until)
 	}
-	var live []*job
 	live = append(live, e.generate(by[generate])...)
 	live = append(live, e.storeAll(append(by[store], by[finish]...))...)
 	e.inspect(by[inspect])
 	e.call(by[call])
 	e.probe(by[probe])
-	return append(live, slices.Concat(by[inspect], by[call], by[probe])...)
+	there := slices.Concat(by[inspect], by[call], by[probe])
+	return append(live, there...), len(there) > 0
 }
 
 func (e *Engine) targetless(r *Role) bool {
