@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"flag"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -92,4 +94,35 @@ func TestCommandsAreBrokenIntoLines(t *testing.T) {
 	s := newScreen(&bytes.Buffer{})
 	s.command("vault", "write", strings.Repeat("x", 90), "reason=two words")
 	require.Equal(t, "   $ vault write \\\n        "+strings.Repeat("x", 90)+" \\\n        reason=\"two words\"\n", s.transcript())
+}
+
+// refusing refuses every version after the first.
+type refusing struct{}
+
+func (refusing) places() int  { return 2 }
+func (refusing) noun() string { return "node" }
+func (refusing) login(_ context.Context, _ int, c credential) error {
+	if c.Version > 1 {
+		return errRefused
+	}
+	return nil
+}
+
+// TestARefusedLoginIsNoticed: a demo that cannot fail would prove nothing.
+func TestARefusedLoginIsNoticed(t *testing.T) {
+	var served atomic.Int64
+	served.Store(1)
+	p, err := startPool(t.Context(), refusing{}, func(context.Context) (credential, error) {
+		return credential{Secret: "s", Version: served.Load()}, nil
+	})
+	require.NoError(t, err)
+	defer p.stop()
+	require.NoError(t, p.moved(t.Context(), 1))
+	served.Store(2)
+	require.ErrorIs(t, p.moved(t.Context(), 2), errRefused)
+	require.ErrorContains(t, p.verdict(), "with version 2")
+
+	show := &performance{stage: &stage{screen: newScreen(&bytes.Buffer{}), target: refusing{}}}
+	require.Error(t, show.accepted(t.Context(), credential{Version: 2}, true), "refused, and should be accepted")
+	require.Error(t, show.accepted(t.Context(), credential{Version: 1}, false), "accepted, and should be refused")
 }

@@ -111,6 +111,42 @@ func TestTour(t *testing.T) {
 	sh.file(t, "admin.password", servers.RedisAdminPassword)
 	sh.file(t, "app.password", "first")
 	sh.play(t, redis.Addr, steps(t, "README.md"))
+
+	t.Run("policy", func(t *testing.T) {
+		token, err := vault.TokenFor(t.Context(), "from-the-readme", block(t, "hcl"))
+		require.NoError(t, err)
+		client := vault.Client()
+		client.SetToken(token)
+		_, err = client.Logical().WriteWithContext(t.Context(), "harmonyflow/rotate/redis/app", map[string]any{"dry_run": true})
+		require.NoError(t, err)
+		for _, path := range []string{"creds/app", "roles/app", "connections/cache"} {
+			_, err = client.Logical().ReadWithContext(t.Context(), "harmonyflow/"+path)
+			require.ErrorContains(t, err, "permission denied", path)
+		}
+		_, err = client.Logical().WriteWithContext(t.Context(), "harmonyflow/rotate/api-key/partner", nil)
+		require.ErrorContains(t, err, "permission denied")
+	})
+}
+
+// block is the first block of the README in a language.
+func block(t *testing.T, language string) string {
+	t.Helper()
+	text, err := os.ReadFile(root + "README.md")
+	require.NoError(t, err)
+	found := regexp.MustCompile("(?s)```" + language + "\n(.*?)```").FindSubmatch(text)
+	require.NotNil(t, found, "README.md has no %s block", language)
+	return string(found[1])
+}
+
+// TestInstallation registers and mounts the plugin as the README says, with
+// the built plugin where make plugin puts it and where Vault looks for it.
+func TestInstallation(t *testing.T) {
+	dir := t.TempDir()
+	vault := servers.NewVault(t, servers.VaultOptions{NoMount: true, Dir: dir})
+	sh := newShell(t, vault)
+	require.NoError(t, os.Symlink(filepath.Join(dir, "plugins"), filepath.Join(sh.dir, "bin")))
+	sh.run(t, "set -e\n"+block(t, "sh"))
+	require.Contains(t, sh.run(t, "vault path-help harmonyflow/"), "rotate/")
 }
 
 // adminRule is the line of docs/reference/redis.md that makes an admin user.
