@@ -33,9 +33,6 @@ const maxPath = 512
 // 60 s and Vault at 90 s, and both send the request again.
 const answerWithin = 30 * time.Second
 
-// The last part of that time is for reading what a rotation has come to.
-func (b *backend) readingTime() time.Duration { return b.answerWithin / 6 }
-
 // operation declares one operation of a path.
 type operation struct {
 	call     framework.OperationFunc

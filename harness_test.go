@@ -279,7 +279,10 @@ func (m *mount) findSecrets() {
 // ended waits until a rotation is over and its header is closed.
 func (m *mount) ended(id string) map[string]any {
 	m.Helper()
-	return m.until(id, func(s rotation.State) bool { return s.Ended() })
+	m.until(id, func(s rotation.State) bool { return s.Ended() })
+	var data map[string]any
+	require.Eventually(m, func() bool { data = m.read("rotations/" + id).data; return data["finished"] != "" }, patience, glance)
+	return data
 }
 
 func (m *mount) until(id string, is func(rotation.State) bool) (data map[string]any) {

@@ -37,5 +37,5 @@ func (b *backend) reconcile(ctx context.Context, req *logical.Request, d *framew
 	if r.Run != nil {
 		until = rotation.Settled
 	}
-	return b.answerOne(ctx, req, id, until, forward)
+	return b.answerOne(ctx, req, id, r.Name, until, forward)
 }

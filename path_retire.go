@@ -33,5 +33,5 @@ func (b *backend) retire(ctx context.Context, req *logical.Request, d *framework
 			"state":   r.State(),
 		}}, nil
 	}
-	return b.answerOne(ctx, req, id, rotation.Over, forward)
+	return b.answerOne(ctx, req, id, r.Name, rotation.Over, forward)
 }

@@ -213,7 +213,7 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	if h, err := b.createdBy(ctx, d.Get("name").(string), req.ID); err != nil {
 		return nil, err
 	} else if h != nil {
-		return b.answerOne(ctx, req, h.ID, rotation.Over, forward)
+		return b.answerOne(ctx, req, h.ID, d.Get("name").(string), rotation.Over, forward)
 	}
 	r := &rotation.Role{Name: d.Get("name").(string)}
 	r.Kind, r.Connection = d.Get("kind").(string), d.Get("connection").(string)
@@ -242,7 +242,7 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
-	resp, err := b.answerOne(ctx, req, h.ID, rotation.Over, forward)
+	resp, err := b.answerOne(ctx, req, h.ID, r.Name, rotation.Over, forward)
 	if resp != nil && err == nil {
 		resp.Warnings = append(resp.Warnings, schedule.Notes(r.Schedule)...)
 	}

@@ -37,7 +37,7 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, d *framewo
 		return nil, err
 	}
 	if r.Run != nil {
-		return b.answerOne(ctx, req, id, rotation.Over, back)
+		return b.answerOne(ctx, req, id, r.Name, rotation.Over, back)
 	}
-	return b.answerOne(ctx, req, id, rotation.Settled, forward)
+	return b.answerOne(ctx, req, id, r.Name, rotation.Settled, forward)
 }

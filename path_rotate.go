@@ -98,8 +98,10 @@ func (b *backend) rotateMany(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
-	b.await(ctx, h, rotation.Settled)
-	return b.answerMany(ctx, req, h)
+	wait, cancel := b.waiting(ctx)
+	defer cancel()
+	b.engine.WaitAll(wait, h, rotation.Settled)
+	return b.answerMany(ctx, req, h.ID, forward)
 }
 
 func (b *backend) rotateRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -122,7 +124,7 @@ func (b *backend) rotateRole(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
-	return b.answerOne(ctx, req, h.ID, rotation.Settled, forward)
+	return b.answerOne(ctx, req, h.ID, r.Name, rotation.Settled, forward)
 }
 
 // roleOf reads the role that a path names by kind and name.
@@ -169,30 +171,39 @@ const (
 	back    direction = true
 )
 
-// await waits for a rotation as long as its request can wait.
-func (b *backend) await(ctx context.Context, h *rotation.Header, until rotation.Until) {
+// waiting is how long a request may wait for a rotation: its last part is for
+// reading what the rotation has come to.
+func (b *backend) waiting(ctx context.Context) (context.Context, context.CancelFunc) {
 	if deadline, ok := ctx.Deadline(); ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-b.readingTime()))
-		defer cancel()
+		return context.WithDeadline(ctx, deadline.Add(-b.answerWithin/6))
 	}
-	b.engine.WaitAll(ctx, h, until)
+	return context.WithTimeout(ctx, b.answerWithin)
 }
 
-// answerOne waits for a rotation of one role and says what became of it.
-func (b *backend) answerOne(ctx context.Context, req *logical.Request, id string, until rotation.Until, wanted direction) (*logical.Response, error) {
-	b.await(ctx, &rotation.Header{ID: id}, until)
+// answerOne waits for one role's part in a rotation, which may have others, and
+// says what became of it.
+func (b *backend) answerOne(
+	ctx context.Context, req *logical.Request, id, role string, until rotation.Until, wanted direction,
+) (*logical.Response, error) {
+	wait, cancel := b.waiting(ctx)
+	defer cancel()
+	b.engine.WaitRole(wait, id, role, until)
 	h, parts, err := b.partsOf(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if len(parts) == 1 && failed(parts[0], wanted) {
-		if h.Trigger == rotation.Create && parts[0].State == rotation.Failed {
-			return nil, conflict("role %q was not created: %s", parts[0].Role, parts[0].Error)
-		}
-		return refuse("%s (rotation %s; read rotations/%s)", parts[0].Line(), id, id)
+	i := slices.IndexFunc(parts, func(p rotation.Part) bool { return p.Role == role })
+	if i < 0 {
+		return nil, conflict("role %q has no part in rotation %s; read rotations/%s", role, id, id)
 	}
-	return answer(req, h, parts), nil
+	switch p := parts[i]; {
+	case !failed(p, wanted):
+		return answer(req, h, parts[i:i+1]), nil
+	case h.Trigger == rotation.Create && p.State == rotation.Failed:
+		return nil, conflict("role %q was not created: %s", role, p.Error)
+	default:
+		return refuse("%s (rotation %s; read rotations/%s)", p.Line(), id, id)
+	}
 }
 
 // failed reports whether a role did not come to where the request wanted it.
@@ -218,15 +229,17 @@ func (b *backend) partsOf(ctx context.Context, id string) (*rotation.Header, []r
 	return h, parts, err
 }
 
-func (b *backend) answerMany(ctx context.Context, req *logical.Request, h *rotation.Header) (*logical.Response, error) {
-	parts, err := b.engine.Store().AllParts(ctx, h)
+// answerMany says what became of every role of a rotation: the failures as
+// warnings, or as an error when there is nothing else.
+func (b *backend) answerMany(ctx context.Context, req *logical.Request, id string, wanted direction) (*logical.Response, error) {
+	h, parts, err := b.partsOf(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	resp := answer(req, h, parts)
 	failures := 0
 	for _, p := range parts {
-		if !failed(p, forward) {
+		if !failed(p, wanted) {
 			continue
 		}
 		if failures++; failures <= maxLines {
@@ -234,20 +247,35 @@ func (b *backend) answerMany(ctx context.Context, req *logical.Request, h *rotat
 		}
 	}
 	if failures > 0 && failures == len(parts) {
-		return refuse("no role was rotated (rotation %s; read rotations/%s): %s", h.ID, h.ID, parts[0].Line())
+		return refuse("%s (rotation %s; read rotations/%s)", allFailed(parts), h.ID, h.ID)
 	}
 	return resp, nil
 }
 
+func allFailed(parts []rotation.Part) string {
+	if len(parts) == 1 {
+		return parts[0].Line()
+	}
+	return fmt.Sprintf("none of %d roles succeeded, the first is %s", len(parts), parts[0].Line())
+}
+
 // maxLines is how many roles an answer shows one by one.
 const maxLines = 20
+
+// stateOf is the state of a rotation, or of those of its parts that are shown.
+func stateOf(h *rotation.Header, parts []rotation.Part) rotation.State {
+	if len(parts) == 1 && parts[0].State != "" {
+		return parts[0].State
+	}
+	return rotation.StateOf(h, parts)
+}
 
 // answer prints a rotation: lines for people first, the same for programs under
 // roles.
 func answer(req *logical.Request, h *rotation.Header, parts []rotation.Part) *logical.Response {
 	data := map[string]any{
 		"rotation_id": h.ID,
-		"state":       string(rotation.StateOf(h, parts)),
+		"state":       string(stateOf(h, parts)),
 		"follow":      "vault read " + req.MountPoint + "rotations/" + h.ID,
 		"summary":     summary(parts),
 	}

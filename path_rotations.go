@@ -187,5 +187,8 @@ func (b *backend) cancel(ctx context.Context, req *logical.Request, d *framework
 	if err != nil {
 		return nil, err
 	}
-	return b.answerOne(ctx, req, h.ID, rotation.Over, back)
+	wait, cancel := b.waiting(ctx)
+	defer cancel()
+	b.engine.WaitAll(wait, h, rotation.Over)
+	return b.answerMany(ctx, req, h.ID, back)
 }

@@ -17,6 +17,7 @@ type track struct {
 	parts     map[string]Part // roles that have
 	settled   chan struct{}
 	ended     chan struct{}
+	moved     chan struct{} // closed, and made anew, when a role settles or ends
 }
 
 // follow starts to track a rotation. It may be called again for the same one.
@@ -28,7 +29,7 @@ func (e *Engine) track(h *Header) *track {
 	}
 	t := &track{
 		header: h, unsettled: map[string]bool{}, open: map[string]bool{}, parts: map[string]Part{},
-		settled: make(chan struct{}), ended: make(chan struct{}),
+		settled: make(chan struct{}), ended: make(chan struct{}), moved: make(chan struct{}),
 	}
 	for _, p := range h.Roles {
 		t.unsettled[p.Role], t.open[p.Role] = true, true
@@ -46,7 +47,14 @@ func (e *Engine) progress(r *Role) {
 	defer e.mu.Unlock()
 	if t := e.tracks[r.Run.Rotation]; t != nil {
 		t.settle(r.Name)
+		t.tell()
 	}
+}
+
+// tell wakes those who wait for single roles.
+func (t *track) tell() {
+	close(t.moved)
+	t.moved = make(chan struct{})
 }
 
 func (t *track) settle(role string) {
@@ -70,6 +78,7 @@ func (e *Engine) endedPart(id string, p Part) {
 	t.parts[p.Role] = p
 	delete(t.open, p.Role)
 	t.settle(p.Role)
+	t.tell()
 	if len(t.open) == 0 {
 		close(t.ended)
 		e.wakeLocked(laneRotations, id, time.Now())
@@ -102,6 +111,27 @@ func (e *Engine) Wait(ctx context.Context, id string, until Until) {
 	case <-ch:
 	case <-ctx.Done():
 	case <-e.ctx.Done():
+	}
+}
+
+// WaitRole waits for one role of a rotation, however long the others take.
+func (e *Engine) WaitRole(ctx context.Context, id, role string, until Until) {
+	for {
+		e.mu.Lock()
+		t := e.tracks[id]
+		if t == nil || !t.open[role] || until == Settled && !t.unsettled[role] {
+			e.mu.Unlock()
+			return
+		}
+		moved := t.moved
+		e.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return
+		case <-e.ctx.Done():
+			return
+		}
 	}
 }
 

@@ -1,0 +1,109 @@
+package harmonyflow
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
+)
+
+// TestFiveHundredRoles is not parallel: it measures.
+func TestFiveHundredRoles(t *testing.T) {
+	const roles, sample = 500, 10
+	m := newMount(t)
+	server := servers.Redis(t, users(roles))
+	p := proxy(t, server.Addr)
+	m.connect("cache", p.Addr(), nil)
+	m.must("config", map[string]any{"grace_period": "1h"})
+	m.adoptMany("app", "cache", roles)
+	p.SetLatency(10*time.Millisecond, 10*time.Millisecond)
+
+	began := time.Now()
+	for i := range sample {
+		m.must(fmt.Sprintf("rotate/redis/app-%03d", i), nil)
+	}
+	oneByOne := time.Since(began) / sample * roles
+	p.Heal()
+	for i := range sample {
+		m.must(fmt.Sprintf("retire/redis/app-%03d", i), nil)
+	}
+
+	p.SetLatency(10*time.Millisecond, 10*time.Millisecond)
+	began = time.Now()
+	r := m.must("rotate/redis", nil)
+	batch := time.Since(began)
+	require.Equal(t, "500 roles: 500 promoted", r.data["summary"])
+	times := float64(oneByOne) / float64(batch)
+	t.Logf("%d roles behind 20 ms: batch %.1f s, one after another %.1f s (%.0f times)", roles, batch.Seconds(), oneByOne.Seconds(), times)
+	require.Greater(t, times, 10.0)
+
+	p.Heal()
+	for _, i := range []int{0, 250, 499} {
+		creds := m.creds(fmt.Sprintf("app-%03d", i))
+		require.True(t, canLogIn(t, server, fmt.Sprint("user-", i), creds["password"].(string)))
+		require.True(t, canLogIn(t, server, fmt.Sprint("user-", i), creds["previous_password"].(string)))
+	}
+}
+
+// TestOneHangingTargetHarmsOnlyItself is not parallel: it measures. A hundred
+// roles hang on a listener that accepts and says nothing; the roles of another
+// connection do not notice.
+func TestOneHangingTargetHarmsOnlyItself(t *testing.T) {
+	const hanging = 100
+	m := newMount(t)
+	server, other := servers.Redis(t, users(1)), servers.Redis(t, users(hanging))
+	m.connect("healthy", server.Addr, nil)
+	m.adopt("app", "healthy", 0, nil)
+	m.connect("hanging", other.Addr, nil)
+	m.adoptMany("stuck", "hanging", hanging)
+	m.must("connections/hanging", map[string]any{
+		"addresses": silent(t), "password": servers.RedisAdminPassword, "verify_connection": false,
+	})
+	rotate := func() time.Duration {
+		began := time.Now()
+		r := m.must("rotate/redis/app", nil)
+		took := time.Since(began)
+		require.Equal(t, "version", r.data["redis/app"].(string)[:7])
+		m.must("retire/redis/app", nil)
+		return took
+	}
+	alone := rotate()
+	var wg sync.WaitGroup
+	answered := m.b.answerWithin
+	m.b.answerWithin = 300 * time.Millisecond
+	for i := range hanging / 2 { // each a rotation of its own
+		wg.Go(func() { m.write(fmt.Sprintf("rotate/redis/stuck-%03d", i), nil) })
+	}
+	wg.Wait()
+	r := m.write("rotate/redis", map[string]any{"reason": "the other half, and app with them"})
+	m.b.answerWithin = answered
+	require.Equal(t, "version 3, promoted", r.data["redis/app"], "a batch answers with what there is")
+	m.must("retire/redis/app", nil)
+	require.EqualValues(t, hanging, m.read("status").data["counts"].(map[string]any)["running"])
+	beside := rotate()
+	t.Logf("a role rotates in %d ms, and in %d ms while %d roles of another connection hang", alone.Milliseconds(), beside.Milliseconds(), hanging)
+	require.Less(t, beside, 2*time.Second)
+}
+
+// adoptMany makes roles <name>-000, … of user-0, …: one the way users do, the
+// others as its copies in storage.
+func (m *mount) adoptMany(name, connection string, n int) {
+	m.Helper()
+	m.adopt(name+"-000", connection, 0, nil)
+	store := rotation.NewStore(m.storage)
+	for i := 1; i < n; i++ {
+		r := *m.role(name + "-000")
+		r.Name, r.Spec.Username, r.Given.Username = fmt.Sprintf("%s-%03d", name, i), fmt.Sprintf("user-%d", i), fmt.Sprintf("user-%d", i)
+		r.Versions = slices.Clone(r.Versions)
+		r.Versions[0].Material = kind.Material{Username: r.Spec.Username, Secret: password(i)}
+		require.NoError(m, store.PutRole(context.Background(), nil, &r))
+	}
+}
