@@ -340,8 +340,8 @@ func (p *performance) caught(ctx context.Context, old credential) (id string, er
 	if served, err := p.creds(ctx); err != nil || served != old {
 		return "", fmt.Errorf("version %d is served in phase apply, and version %d was: %w", served.Version, old.Version, err)
 	}
-	p.check("caught in phase apply: nodes hold the new password, one reply is held back on its")
-	p.say("  way to the plugin, creds/%s still serves the old password, and now:", role)
+	p.check("caught in phase apply: nodes hold the new password, a proxy of this demo holds one")
+	p.say("  reply back, creds/%s still serves the old password, and now:", role)
 	return id, nil
 }
 
