@@ -35,7 +35,8 @@ demo: ## watch a real Vault rotate a real Redis, in about a minute
 .PHONY: dev
 dev: ## the same servers, left running to play with
 	@scripts/ensure-packages.sh redis-server || true
-	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && go run ./scripts/demo -dev
+	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
+	go build -o bin/demo ./scripts/demo && exec bin/demo -dev
 
 .PHONY: test
 test: test-needs ## all tests: unit, fault injection, real Redis, real Vault
