@@ -112,7 +112,7 @@ func (e *Engine) beginChildren(ctx context.Context, req Request) (*Header, error
 	}
 	parent := &Header{
 		ID: id, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
-		Started: time.Now().UTC(), State: Running,
+		Started: time.Now().UTC(), State: Running, Requests: req.keys(),
 	}
 	for i, part := range chunks(req.Roles) {
 		child := req
@@ -172,7 +172,7 @@ func (e *Engine) beginOne(ctx context.Context, req Request, parent string) (*Hea
 		}
 	}
 	if len(req.Keys) > 0 {
-		h.Request = requestKey(req.Keys[0]...)
+		h.Request, h.Requests = requestKey(req.Keys[0]...), req.keys()
 	}
 	if err := e.openRotation(ctx, h, req); err != nil {
 		return nil, err

@@ -329,7 +329,7 @@ func (d *decider) promote(v *verdict) step {
 	next.advance(done, d.now) // test → promote
 	next.Promote(d.now)
 	next.LastRotation = d.now
-	next.Next = schedule.Next(next.Schedule, d.now)
+	next.Next = schedule.Next(next.Schedule, next.Name, d.now)
 	run := next.Run
 	run.Promoted = true
 	run.rest()
@@ -693,7 +693,7 @@ func (d *decider) endAs(next *Role, state State, v *verdict) step {
 		next.Drift = &Drift{Since: d.now, Reason: reason}
 	}
 	if ended.Trigger == Reconcile && state != Completed {
-		d.stillDrifted(next, reason)
+		d.stillDrifted(next, ended, reason)
 	}
 	d.settleSchedule(next, ended, state, reason)
 	next.Prune(next.keep(d.config))
@@ -702,9 +702,11 @@ func (d *decider) endAs(next *Role, state State, v *verdict) step {
 
 // stillDrifted records that a reconcile did not come to its end. The next try to
 // heal by itself is not at once: what failed now would fail then.
-func (d *decider) stillDrifted(next *Role, reason string) {
+func (d *decider) stillDrifted(next *Role, ended *Run, reason string) {
 	if next.Drift == nil {
-		next.Drift = &Drift{Since: d.now, Reason: "not reconciled: " + reason}
+		if ended.Phase != Preflight { // which alone shows no difference
+			next.Drift = &Drift{Since: d.now, Reason: "not reconciled: " + reason}
+		}
 		return
 	}
 	drift := *next.Drift

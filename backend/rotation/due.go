@@ -281,7 +281,7 @@ func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now ti
 		e.due.note(name, now.Add(frozenPause))
 		return ""
 	}
-	ok, moved := schedule.Due(r.Schedule, r.Next, now)
+	ok, moved, _ := schedule.Due(r.Schedule, r.Name, r.Next, now)
 	if ok {
 		return Scheduled
 	}

@@ -245,6 +245,9 @@ func (e *Engine) storeAll(jobs []*job) []*job {
 				e.lookAgain(j)
 				return nil
 			}
+			e.mu.Lock()
+			delete(e.unstored, j.role.Name)
+			e.mu.Unlock()
 			if goesOn {
 				mu.Lock()
 				live = append(live, j)
@@ -257,11 +260,19 @@ func (e *Engine) storeAll(jobs []*job) []*job {
 	return live
 }
 
+// maxUnstored bounds the pause after errors of storage to eight seconds: when it
+// is back, rotations go on soon.
+const maxUnstored = 4
+
 // lookAgain has what is stored of a job's role read again after an error. Where
 // the end of a run was written after all, the role has no run that a worker
 // could find: its rotation is looked at.
 func (e *Engine) lookAgain(j *job) {
-	at := time.Now().Add(pause(1))
+	e.mu.Lock()
+	e.unstored[j.role.Name]++ // the target is asked anew each time: not too often
+	n := e.unstored[j.role.Name]
+	e.mu.Unlock()
+	at := time.Now().Add(pause(min(n, maxUnstored)))
 	if j.step.act == finish {
 		e.wake(laneRecover, j.step.ended.Rotation+"/"+j.role.Name, at)
 		return

@@ -44,8 +44,10 @@ type Header struct {
 	State   State    `json:"state,omitempty"`
 	Roles   []Part   `json:"roles,omitempty"`
 	Running []string `json:"already_running,omitempty"` // roles that were busy
-	Request string   `json:"request,omitempty"`         // key of its request entry
-	Source  int      `json:"source,omitempty"`          // of a rollback
+	Request string   `json:"request,omitempty"`         // key of its first request entry
+	// Requests are the keys of all its request entries, which go when it does.
+	Requests []string `json:"requests,omitempty"`
+	Source   int      `json:"source,omitempty"` // of a rollback
 }
 
 // Part is one role's part in a rotation, as lists show it.
@@ -238,8 +240,8 @@ func (st *Store) forget(ctx context.Context, h *Header) error {
 			return err
 		}
 	}
-	if h.Request != "" {
-		if err := st.s.Delete(ctx, h.Request); err != nil {
+	for _, key := range h.Requests {
+		if err := st.s.Delete(ctx, key); err != nil {
 			return err
 		}
 	}

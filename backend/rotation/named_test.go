@@ -141,7 +141,7 @@ func TestUpstreamConcurrentRotate(t *testing.T) {
 func TestUpstreamFailedWriteDropsRoleFromQueue(t *testing.T) {
 	seed := func(r *Role) {
 		r.Schedule = schedule.Spec{Cron: "0 3 * * *", Window: time.Hour}
-		r.Next = schedule.Next(r.Schedule, time.Now())
+		r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
 	}
 	for n := range 24 {
 		inWorld(t, overlap(1), seed, func(t *testing.T, w *world) {
@@ -167,7 +167,7 @@ func TestUpstreamMissedScheduleOverFailOver(t *testing.T) {
 	for _, window := range []time.Duration{0, 2 * time.Hour} {
 		seed := func(r *Role) {
 			r.Schedule = schedule.Spec{Cron: "0 3 * * *", Window: window}
-			r.Next = schedule.Next(r.Schedule, time.Now())
+			r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
 		}
 		inWorld(t, overlap(2), seed, func(t *testing.T, w *world) {
 			slot := w.role("a").Next
@@ -194,7 +194,7 @@ func TestUpstreamMissedScheduleOverFailOver(t *testing.T) {
 func TestMissedWindowMovesToNextSlot(t *testing.T) {
 	seed := func(r *Role) {
 		r.Schedule = schedule.Spec{Cron: "0 3 * * *", Window: time.Hour}
-		r.Next = schedule.Next(r.Schedule, time.Now())
+		r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
 	}
 	inWorld(t, overlap(1), seed, func(t *testing.T, w *world) {
 		slot := w.role("a").Next
@@ -236,7 +236,7 @@ func TestUpstreamCronThatNeverFires(t *testing.T) {
 func TestUpstreamStaleDueEntries(t *testing.T) {
 	seed := func(r *Role) {
 		r.Schedule = schedule.Spec{Period: 30 * 24 * time.Hour}
-		r.Next = schedule.Next(r.Schedule, time.Now())
+		r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
 	}
 	inWorld(t, overlap(1), seed, func(t *testing.T, w *world) {
 		st := NewStore(&w.inner)
@@ -260,7 +260,7 @@ func TestUpstreamStaleDueEntries(t *testing.T) {
 func TestUpstreamRestartDoesNotRotate(t *testing.T) {
 	seed := func(r *Role) {
 		r.Schedule = schedule.Spec{Period: 24 * time.Hour}
-		r.Next = schedule.Next(r.Schedule, time.Now())
+		r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
 	}
 	inWorld(t, overlap(1), seed, func(t *testing.T, w *world) {
 		for range 10 {
@@ -277,7 +277,7 @@ func TestUpstreamRestartDoesNotRotate(t *testing.T) {
 func TestSlotInGraceStaysDue(t *testing.T) {
 	seed := func(r *Role) {
 		r.Schedule = schedule.Spec{Period: 10 * time.Minute}
-		r.Next = schedule.Next(r.Schedule, time.Now())
+		r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
 		grace := 20 * time.Minute // the API refuses this; storage may hold it
 		r.GracePeriod = &grace
 	}
@@ -294,7 +294,7 @@ func TestSlotInGraceStaysDue(t *testing.T) {
 func TestSuspendedUntilOneSucceeds(t *testing.T) {
 	seed := func(r *Role) {
 		r.Schedule = schedule.Spec{Period: time.Hour}
-		r.Next = schedule.Next(r.Schedule, time.Now())
+		r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
 	}
 	inWorld(t, overlap(1), seed, func(t *testing.T, w *world) {
 		w.rotate("a")
@@ -316,7 +316,7 @@ func TestSuspendedUntilOneSucceeds(t *testing.T) {
 func TestFreezeHoldsTheSchedule(t *testing.T) {
 	seed := func(r *Role) {
 		r.Schedule = schedule.Spec{Period: time.Hour}
-		r.Next = schedule.Next(r.Schedule, time.Now())
+		r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
 	}
 	inWorld(t, overlap(1), seed, func(t *testing.T, w *world) {
 		c := DefaultConfig()

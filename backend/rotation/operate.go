@@ -37,12 +37,14 @@ func (e *Engine) change(ctx context.Context, name string, mutate func(*Role) err
 	if err := mutate(next); err != nil {
 		return err
 	}
-	// After an error too: it may have been written all the same.
-	defer e.wake(next.lane(), name, time.Now().Add(pause(1)))
 	if err := e.putRole(ctx, r, next); err != nil {
+		// It may have been written all the same, by then at the latest.
+		e.wake(next.lane(), name, time.Now().Add(storageTimeout))
 		return err
 	}
-	e.wake(next.lane(), name, time.Now())
+	if next.Run != nil {
+		e.wake(next.lane(), name, time.Now())
+	}
 	return nil
 }
 
@@ -54,7 +56,7 @@ func (e *Engine) Update(ctx context.Context, name string, mutate func(*Role) err
 			return err
 		}
 		if before != r.Schedule {
-			r.Next = schedule.Next(r.Schedule, time.Now())
+			r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
 			r.RetryAt = time.Time{}
 		}
 		return nil

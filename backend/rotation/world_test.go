@@ -476,16 +476,22 @@ func (w *world) checkRotations() {
 // checkLocked is DESIGN §3 at one instant.
 func (w *world) checkLocked() {
 	for _, name := range w.order {
-		for user, accepted := range w.nodes[name].accepts {
-			for _, m := range accepted {
-				if !w.stored(user, m) {
-					w.violateLocked("lost: node %s accepts %s of %s, which is not in storage", name, m.Secret, user)
-				}
-			}
+		for user := range w.nodes[name].accepts {
+			w.checkAccepted(user)
 		}
 	}
 	for _, r := range w.roles {
 		w.checkServed(r)
+	}
+}
+
+func (w *world) checkAccepted(user string) {
+	for _, name := range w.order {
+		for _, m := range w.nodes[name].accepts[user] {
+			if !w.stored(user, m) {
+				w.violateLocked("lost: node %s accepts %s of %s, which is not in storage", name, m.Secret, user)
+			}
+		}
 	}
 }
 
@@ -587,7 +593,20 @@ func (w *world) noteWrite(key string, value []byte) {
 		}
 	}
 	w.logWrite(key, value)
-	w.checkLocked()
+	w.checkWrite(key)
+}
+
+// checkWrite is checkLocked for what a write can have changed.
+func (w *world) checkWrite(key string) {
+	name, ok := strings.CutPrefix(key, storage.Role)
+	if r := w.roles[name]; ok && r != nil {
+		w.checkAccepted(r.Spec.Username)
+		w.checkServed(r)
+		return
+	}
+	if ok || strings.HasPrefix(key, storage.Deleted) {
+		w.checkLocked()
+	}
 }
 
 func (w *world) logWrite(key string, value []byte) {
