@@ -373,10 +373,13 @@ func (e *Engine) Cancel(ctx context.Context, id, reason string) (*Header, error)
 			return nil, part
 		}
 	}
-	if !recalled && refused != nil {
+	switch {
+	case recalled:
+		return h, nil
+	case refused != nil:
 		return nil, refused
 	}
-	return h, nil
+	return nil, &Conflict{Rotation: id, Text: fmt.Sprintf("rotation %s is over at every role; there is nothing to cancel", id)}
 }
 
 // cancelParts cancels the children and roles of a rotation, and returns what
