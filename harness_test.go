@@ -63,6 +63,9 @@ func newMount(t *testing.T) *mount {
 		system: &logical.StaticSystemView{
 			DefaultLeaseTTLVal: time.Hour, MaxLeaseTTLVal: 24 * time.Hour, VersionString: "1.21.0",
 			PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"},
+			PasswordPolicies: map[string]logical.PasswordGenerator{
+				"words": func() (string, error) { return "policy-" + uuid.NewString(), nil },
+			},
 		},
 		log: &lockedBuffer{}, exercised: map[string]bool{},
 	}
@@ -328,13 +331,25 @@ func id(r reply) string {
 type watchedStorage struct {
 	logical.Storage
 	operations, writes atomic.Int64
-	// hang, when set, holds up every write until it is closed.
-	hang    atomic.Pointer[chan struct{}]
-	hanging atomic.Int64 // writes that were held up
+	held               atomic.Pointer[hold]
+	hanging            atomic.Int64 // writes that were held up
 
 	mu      sync.Mutex
 	secrets map[string]string
 	open    bytes.Buffer
+}
+
+// hold holds up writes.
+type hold struct {
+	text     string
+	released chan struct{}
+}
+
+// hang holds up every write that contains text until it is released.
+func (s *watchedStorage) hang(text string) (release func()) {
+	h := &hold{text: text, released: make(chan struct{})}
+	s.held.Store(h)
+	return func() { s.held.Store(nil); close(h.released) }
 }
 
 func (s *watchedStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
@@ -356,9 +371,9 @@ func (s *watchedStorage) Delete(ctx context.Context, key string) error {
 func (s *watchedStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
 	s.operations.Add(1)
 	s.writes.Add(1)
-	if hang := s.hang.Load(); hang != nil {
+	if h := s.held.Load(); h != nil && bytes.Contains(e.Value, []byte(h.text)) {
 		s.hanging.Add(1)
-		<-*hang
+		<-h.released
 	}
 	s.mu.Lock()
 	if slices.ContainsFunc(storage.SealWrapped(), func(p string) bool { return strings.HasPrefix(e.Key, p) }) {

@@ -116,8 +116,7 @@ func TestCleanWithHangingStorage(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	m.must("roles/token", map[string]any{"kind": "api-key"})
-	hang := make(chan struct{})
-	m.storage.hang.Store(&hang)
+	release := m.storage.hang("")
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)
@@ -127,8 +126,7 @@ func TestCleanWithHangingStorage(t *testing.T) {
 	began := time.Now()
 	m.b.Cleanup(context.Background())
 	require.Less(t, time.Since(began), stopTimeout+2*time.Second)
-	m.storage.hang.Store(nil)
-	close(hang)
+	release()
 	<-answered
 }
 
@@ -164,14 +162,12 @@ func TestInitializeAndPeriodicReturnAtOnce(t *testing.T) {
 	m.must("roles/token", map[string]any{"kind": "api-key", "rotation_period": "24h"})
 	m.b.Cleanup(context.Background())
 	m.alter("token", func(r *rotation.Role) { r.Next = time.Now().Add(-time.Hour) })
-	hang := make(chan struct{})
-	m.storage.hang.Store(&hang)
+	release := m.storage.hang("")
 	began := time.Now()
 	m.start()
 	require.NoError(t, m.b.PeriodicFunc(context.Background(), &logical.Request{Storage: m.storage}))
 	require.Less(t, time.Since(began), time.Second)
-	m.storage.hang.Store(nil)
-	close(hang)
+	release()
 	require.Eventually(t, func() bool { return m.creds("token")["version"] == int64(2) }, patience, glance)
 }
 

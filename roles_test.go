@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
@@ -62,7 +61,6 @@ func TestCreateOverwrites(t *testing.T) {
 func TestCreateUsesPasswordPolicies(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	m.system.SetPasswordPolicy("words", func() (string, error) { return "policy-" + uuid.NewString(), nil })
 	m.must("roles/token", map[string]any{"kind": "api-key", "password_policy": "words"})
 	require.True(t, strings.HasPrefix(m.creds("token")["value"].(string), "policy-"))
 	require.Equal(t, "words", m.read("roles/token").data["password_policy"])

@@ -58,24 +58,23 @@ func TestRotateServesBothThenOne(t *testing.T) {
 	require.Contains(t, r.data["summary"], "nothing to retire")
 }
 
-// TestTTLIsZeroWhileANewerVersionIsOnItsWay holds the target still between
-// generate and promote.
+// TestTTLIsZeroWhileANewerVersionIsOnItsWay holds up the write that promotes.
 func TestTTLIsZeroWhileANewerVersionIsOnItsWay(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	server := servers.Redis(t, users(1))
-	p := proxy(t, server.Addr)
-	m.connect("cache", p.Addr(), nil)
+	m.connect("cache", server.Addr, nil)
 	m.adopt("app", "cache", 0, map[string]any{"rotation_period": "24h"})
-	p.LoseReplyTo("setuser")
+	release := m.storage.hang(`"phase":"grace"`)
 	m.b.answerWithin = 500 * time.Millisecond
 	r := m.must("rotate/redis/app", nil)
+	require.Eventually(t, func() bool { return m.storage.hanging.Load() > 0 }, patience, glance)
 	creds := m.creds("app")
 	require.EqualValues(t, 0, creds["ttl"])
 	require.EqualValues(t, 1, creds["version"])
 	require.Equal(t, password(0), creds["password"])
 	require.NotContains(t, creds, "previous_password")
-	p.Heal()
+	release()
 	m.until(id(r), func(s rotation.State) bool { return s == rotation.InGrace })
 	creds = m.creds("app")
 	require.InDelta(t, 86400, creds["ttl"], 60)
@@ -172,7 +171,7 @@ func TestCancel(t *testing.T) {
 		require.Equal(t, password(0), m.creds("app")["password"])
 		r = m.write("cancel/"+running, nil)
 		require.Equal(t, http.StatusConflict, r.code)
-		require.Contains(t, r.message, "has ended (rolled_back)")
+		require.Contains(t, r.message, "there is nothing to cancel")
 	}
 }
 

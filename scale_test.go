@@ -83,6 +83,7 @@ func TestOneHangingTargetHarmsOnlyItself(t *testing.T) {
 		wg.Go(func() { m.write(fmt.Sprintf("rotate/redis/stuck-%03d", i), nil) })
 	}
 	wg.Wait()
+	m.b.answerWithin = 3 * time.Second
 	r := m.write("rotate/redis", map[string]any{"reason": "the other half, and app with them"})
 	m.b.answerWithin = answered
 	require.Equal(t, "version 3, promoted", r.data["redis/app"], "a batch answers with what there is")
