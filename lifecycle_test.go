@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -296,4 +297,61 @@ func silent(t testing.TB) string {
 	}()
 	t.Cleanup(func() { _ = l.Close(); <-done })
 	return l.Addr().String()
+}
+
+// TestConnectionStaysWhileARoleComesAbout: of a role's create and its
+// connection's delete at the same time one is refused.
+func TestConnectionStaysWhileARoleComesAbout(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(10))
+	for i := range 10 {
+		m.connect("cache", server.Addr, nil)
+		name := fmt.Sprint("app-", i)
+		var created, deleted reply
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			created = m.write("roles/"+name, map[string]any{
+				"kind": "redis", "connection": "cache", "username": fmt.Sprint("user-", i), "initial_password": password(i),
+			})
+		})
+		wg.Go(func() { deleted = m.delete("connections/cache") })
+		wg.Wait()
+		if deleted.code == http.StatusNoContent {
+			require.Equal(t, http.StatusBadRequest, created.code, created.message)
+			require.Nil(t, m.role(name))
+			continue
+		}
+		require.Equal(t, http.StatusConflict, deleted.code, deleted.message)
+		require.Equal(t, http.StatusOK, created.code, created.message)
+		require.Equal(t, http.StatusNoContent, m.delete("roles/"+name).code)
+	}
+}
+
+// TestWritesOfAConnectionThatHangs hold up no other, and end in time.
+func TestWritesOfAConnectionThatHangs(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1))
+	address := silent(t)
+	m.b.answerWithin = 2 * time.Second
+	began := time.Now()
+	var wg sync.WaitGroup
+	var first, second reply
+	write := func(to *reply) func() {
+		return func() {
+			*to = m.write("connections/hanging", map[string]any{"type": "redis", "addresses": address, "password": "a-password-for-nobody"})
+		}
+	}
+	wg.Go(write(&first))
+	wg.Go(write(&second))
+	m.connect("cache", server.Addr, nil)
+	m.adopt("app", "cache", 0, nil)
+	require.Less(t, time.Since(began), 1500*time.Millisecond)
+	wg.Wait()
+	require.Less(t, time.Since(began), 4*time.Second)
+	for _, r := range []reply{first, second} {
+		require.Contains(t, []int{http.StatusBadRequest, http.StatusConflict}, r.code, r.message)
+	}
+	require.NotContains(t, m.storage.dump(t), "connection/hanging")
 }

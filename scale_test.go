@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
@@ -92,6 +93,35 @@ func TestOneHangingTargetHarmsOnlyItself(t *testing.T) {
 	beside := rotate()
 	t.Logf("a role rotates in %d ms, and in %d ms while %d roles of another connection hang", alone.Milliseconds(), beside.Milliseconds(), hanging)
 	require.Less(t, beside, 2*time.Second)
+}
+
+// TestMoreRolesThanOneRotationHolds: a large request becomes several rotations
+// under one, and is answered as one.
+func TestMoreRolesThanOneRotationHolds(t *testing.T) {
+	t.Parallel()
+	const roles = 501
+	m := newMount(t)
+	m.must("roles/token-000", map[string]any{"kind": "api-key", "previous_field": "OLD"})
+	store := rotation.NewStore(m.storage)
+	for i := 1; i < roles; i++ {
+		r := *m.role("token-000")
+		r.Name = fmt.Sprintf("token-%03d", i)
+		require.NoError(t, store.PutRole(context.Background(), nil, &r))
+	}
+	all := request{op: logical.UpdateOperation, path: "rotate/all", id: "all-of-them"}
+	r := m.send(all)
+	require.Equal(t, "501 roles: 501 promoted", r.data["summary"])
+	require.Equal(t, "grace", r.data["state"])
+	require.Equal(t, id(r), id(m.send(all)))
+	parent := m.read("rotations/" + id(r)).data
+	require.Len(t, parent["children"], 2)
+	require.Equal(t, id(r), m.read("rotations/" + parent["children"].([]string)[0]).data["parent"])
+	r = m.must("retire/api-key/token-500", nil)
+	require.Equal(t, "version 2, completed", r.data["api-key/token-500"])
+	r = m.must("cancel/"+id(m.send(all)), nil)
+	require.Equal(t, "501 roles: 1 completed, 500 rolled back", r.data["summary"])
+	require.EqualValues(t, 3, m.creds("token-000")["version"])
+	require.EqualValues(t, 2, m.creds("token-500")["version"])
 }
 
 // adoptMany makes roles <name>-000, … of user-0, …: one the way users do, the
