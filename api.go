@@ -134,7 +134,7 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (resp
 // its log, and the framework's repeat what was given.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
 	if checkShape(req) != nil {
-		return true, true, nil // HandleRequest refuses it
+		return true, true, nil //nolint:nilerr // HandleRequest refuses it
 	}
 	bare := *req
 	bare.Data = nil

@@ -99,22 +99,22 @@ func newBackend(conf *logical.BackendConfig) *backend {
 // initialize runs after unseal and after the plugin was restarted. What was
 // interrupted is found in the background.
 func (b *backend) initialize(context.Context, *logical.InitializationRequest) error {
-	b.engine.Tick()
+	b.engine.Tick() //nolint:contextcheck // what it starts outlives the call
 	return nil
 }
 
 // periodic runs about once a minute, and is what revives the engine after its
 // process was killed.
 func (b *backend) periodic(context.Context, *logical.Request) error {
-	b.engine.Tick()
+	b.engine.Tick() //nolint:contextcheck // what it starts outlives the call
 	return nil
 }
 
 func (b *backend) clean(context.Context) {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	err := b.engine.Stop(ctx)
-	b.storage.Close(ctx)
+	err := b.engine.Stop(ctx) //nolint:contextcheck // the context that Vault gives ends when it likes
+	b.storage.Close(ctx)      //nolint:contextcheck // as above
 	if err != nil {
 		b.Logger().Warn(err.Error())
 	}

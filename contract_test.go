@@ -108,7 +108,6 @@ func TestOpenAPI(t *testing.T) {
 	require.Contains(t, resp.Data["help"], "connections/<name>")
 	doc, ok := resp.Data["openapi"].(*framework.OASDocument)
 	require.True(t, ok, "%T", resp.Data["openapi"])
-	doc.CreateOperationIDs("harmonyflow")
 	raw, err := json.Marshal(doc)
 	require.NoError(t, err)
 	var decoded struct {

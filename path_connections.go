@@ -102,7 +102,7 @@ func (b *backend) listConnections(ctx context.Context, _ *logical.Request, _ *fr
 
 func (b *backend) connectionExists(ctx context.Context, _ *logical.Request, d *framework.FieldData) (bool, error) {
 	name := d.Get("name").(string)
-	if checkName(name) != nil {
+	if !nameRegexp.MatchString(name) {
 		return false, nil
 	}
 	e, err := b.connections.Get(ctx, name)

@@ -24,8 +24,8 @@ func (b *backend) reconcile(ctx context.Context, req *logical.Request, d *framew
 	if r.Connection == "" {
 		return refuse("roles of kind %s have no target to reconcile", r.Kind)
 	}
-	if resp, err := b.reachable(ctx, r); err != nil {
-		return resp, err
+	if err := b.reachable(ctx, r); err != nil {
+		return nil, err
 	}
 	id, err := b.engine.ReconcileRole(ctx, r.Name, rotation.Request{
 		Reason: d.Get("reason").(string), RequestedBy: requester(req), Keys: requestKeys(req, d),

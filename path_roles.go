@@ -133,7 +133,7 @@ func (b *backend) listRoles(ctx context.Context, _ *logical.Request, _ *framewor
 
 func (b *backend) roleExists(ctx context.Context, _ *logical.Request, d *framework.FieldData) (bool, error) {
 	name := d.Get("name").(string)
-	if checkName(name) != nil {
+	if !nameRegexp.MatchString(name) {
 		return false, nil
 	}
 	r, err := b.engine.Store().Role(ctx, name)

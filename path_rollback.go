@@ -26,8 +26,8 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, d *framewo
 		if err := b.notFrozen(ctx); err != nil {
 			return nil, err
 		}
-		if resp, err := b.reachable(ctx, r); err != nil {
-			return resp, err
+		if err := b.reachable(ctx, r); err != nil {
+			return nil, err
 		}
 	}
 	id, err := b.engine.RollBack(ctx, r.Name, rotation.Request{

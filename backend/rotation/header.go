@@ -60,11 +60,17 @@ type Part struct {
 	Error   string `json:"error,omitempty"`
 }
 
+// Served reports whether the new version is served and only the end of the
+// previous one is outstanding.
+func (p Part) Served() bool {
+	return p.State == InGrace || p.State == Running && p.Phase == Retire
+}
+
 // Line is how a part is printed: one line that a terminal shows whole.
 func (p Part) Line() string {
 	s := p.Kind + "/" + p.Role + ": "
 	switch {
-	case p.State == InGrace:
+	case p.Served():
 		s += fmt.Sprintf("version %d, promoted", p.Version)
 	case p.State == Completed:
 		s += fmt.Sprintf("version %d, completed", p.Version)
