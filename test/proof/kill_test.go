@@ -69,6 +69,7 @@ type killing struct {
 	stopping  atomic.Bool
 	rollbacks atomic.Int64
 	phases    map[string]int // of the roles, when they were interrupted
+	seen      int            // numbers of the served versions, added up, when they were looked at
 	slowest   time.Duration  // until rotations went on
 
 	completed int
@@ -123,7 +124,7 @@ func (k *killing) run(t *testing.T, kill func(context.Context) error) {
 
 // awaitMoment returns when some role stands at moment, or none did for a while.
 func (k *killing) awaitMoment(ctx context.Context, moment string) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 400*time.Millisecond)
 	defer cancel()
 	for ctx.Err() == nil {
 		for _, role := range k.roles {
@@ -163,29 +164,28 @@ func (k *killing) served(ctx context.Context) (sum int, err error) {
 		if err != nil {
 			return 0, err
 		}
-		if current := r.With(version.Current); current != nil {
-			sum += current.Number
-		}
+		sum += servedNumber(r)
 	}
 	return sum, nil
 }
 
-// awaitProgress returns when some role serves a newer version than now.
+func servedNumber(r *rotation.Role) int {
+	if current := r.With(version.Current); current != nil {
+		return current.Number
+	}
+	return 0
+}
+
+// awaitProgress returns when some role serves a newer version than when they
+// were looked at.
 func (k *killing) awaitProgress(ctx context.Context) error {
 	began := time.Now()
-	before := -1
 	err := until(ctx, time.Minute, func(ctx context.Context) error {
 		sum, err := k.served(ctx)
-		if err != nil {
-			return err
+		if err == nil && sum <= k.seen {
+			err = errors.New("no rotation goes on")
 		}
-		if before < 0 {
-			before = sum
-		}
-		if sum <= before {
-			return errors.New("no rotation goes on")
-		}
-		return nil
+		return err
 	})
 	k.slowest = max(k.slowest, time.Since(began))
 	return err
@@ -215,12 +215,14 @@ func (k *killing) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	k.seen = 0
 	for _, role := range k.roles {
 		r, err := k.stored(ctx, role)
 		if err != nil {
 			return err
 		}
 		k.phases[phaseOf(r)]++
+		k.seen += servedNumber(r)
 		kept := map[string]bool{}
 		for _, v := range r.Versions {
 			kept[hashOf(v.Material.Secret)] = true

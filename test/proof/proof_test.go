@@ -53,6 +53,11 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) (code int) {
 	flag.Parse()
+	// Tests that call Parallel mostly wait, also where there are few cores.
+	if err := flag.Set("test.parallel", "3"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	dir, err := os.MkdirTemp("", "proof-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -60,7 +65,7 @@ func run(m *testing.M) (code int) {
 	}
 	shared.dir = dir
 	shared.vault = sync.OnceValues(func() (*servers.Vault, error) {
-		return startVault(servers.VaultOptions{NoMount: true, LogLevel: "trace", RawStorage: true, Dir: filepath.Join(dir, "vault")})
+		return startVault(servers.VaultOptions{NoMount: true, RawStorage: true, Dir: filepath.Join(dir, "vault")})
 	})
 	shared.cluster = sync.OnceValues(func() (*servers.RedisSet, error) {
 		set, err := servers.StartCluster(context.Background(), filepath.Join(dir, "cluster"))

@@ -27,7 +27,8 @@ import (
 // included, while everything that anybody can watch is recorded; then it looks
 // for every secret that was given or made in all of it.
 func TestNothingLeaks(t *testing.T) {
-	v := sharedVault(t)
+	t.Parallel()
+	v := servers.NewVault(t, servers.VaultOptions{NoMount: true, LogLevel: "trace", RawStorage: true})
 	set := servers.RedisReplicated(t, 2,
 		servers.WithConfig("slowlog-log-slower-than 0", "slowlog-max-len 1000000", "acllog-max-len 100000", "loglevel debug"),
 		servers.WithReplicationUser("repl", "repl-before-the-first-rotation"))
