@@ -16,7 +16,7 @@ import (
 // characters.
 const longestCron = 512
 
-const wanted = "give five fields (minute, hour, day of month, month, day of week) in UTC, or @hourly, @daily, @weekly, @monthly or @yearly"
+const wanted = "give five fields (minute, hour, day of month, month, day of week), or @hourly, @daily, @weekly, @monthly or @yearly"
 
 type field struct {
 	name, allowed string
@@ -42,7 +42,8 @@ var seven = regexp.MustCompile(`(^|[,-])0*7([,/-]|$)`)
 
 type cron struct{ *cronparser.SpecSchedule }
 
-// parse reads a cron, in UTC, or says in one sentence what to give instead.
+// parse reads a cron, or says in one sentence what to give instead. It fires at
+// minutes of a clock without a zone, which is what UTC stands for here.
 func parse(given string) (cron, error) {
 	s := strings.TrimSpace(given)
 	if err := checkForm(s); err != nil {
@@ -68,7 +69,7 @@ func checkForm(s string) error {
 	case len(s) > longestCron:
 		return fmt.Errorf("it is %d characters long and at most %d are allowed", len(s), longestCron)
 	case strings.HasPrefix(upper, "TZ=") || strings.HasPrefix(upper, "CRON_TZ="):
-		return errors.New("a time zone is not allowed, give the schedule in UTC")
+		return errors.New("a time zone is not allowed here, give it as rotation_timezone (UTC without one)")
 	case strings.HasPrefix(upper, "@EVERY"):
 		return errors.New("@every is not allowed, give the interval as rotation_period")
 	case strings.HasPrefix(s, "@"):

@@ -49,7 +49,7 @@ func specs() *rapid.Generator[schedule.Spec] {
 func TestNextIsStrictlyAfter(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		spec, after := specs().Draw(t, "spec"), moments().Draw(t, "after")
-		next := schedule.Next(spec, after)
+		next := schedule.Next(spec, role, after)
 		require.True(t, next.After(after), "%s is not after %s", next, after)
 		require.Equal(t, time.UTC, next.Location())
 	})
@@ -61,7 +61,7 @@ func TestNextIsTheSameInEveryTimeZone(t *testing.T) {
 		spec, after := specs().Draw(t, "spec"), moments().Draw(t, "after")
 		zone, err := time.LoadLocation(rapid.SampledFrom(zones).Draw(t, "zone"))
 		require.NoError(t, err)
-		require.Equal(t, schedule.Next(spec, after), schedule.Next(spec, after.In(zone)))
+		require.Equal(t, schedule.Next(spec, role, after), schedule.Next(spec, role, after.In(zone)))
 	})
 }
 
@@ -69,20 +69,20 @@ func TestNextLeavesNoSlotOut(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		spec := schedule.Spec{Cron: crons().Filter(valid).Draw(t, "cron")}
 		after := moments().Draw(t, "after")
-		next := schedule.Next(spec, after)
+		next := schedule.Next(spec, role, after)
 		between := after.Add(time.Duration(rapid.Int64Range(0, int64(next.Sub(after))-1).Draw(t, "between")))
-		require.Equal(t, next, schedule.Next(spec, between))
+		require.Equal(t, next, schedule.Next(spec, role, between))
 	})
 }
 
 func TestSlotsAreNeverCloserThanSmallestGap(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		spec := specs().Draw(t, "spec")
-		slot := schedule.Next(spec, moments().Draw(t, "after"))
+		slot := schedule.Next(spec, role, moments().Draw(t, "after"))
 		gap := schedule.SmallestGap(spec)
 		require.Positive(t, gap)
 		for range 20 {
-			following := schedule.Next(spec, slot)
+			following := schedule.Next(spec, role, slot)
 			require.GreaterOrEqual(t, following.Sub(slot), gap)
 			slot = following
 		}
@@ -95,8 +95,8 @@ func TestSmallestGapIsMet(t *testing.T) {
 		spec := cron(s)
 		want, met := schedule.SmallestGap(spec), false
 		end := at(t, "2036-01-01 00:00")
-		for slot := schedule.Next(spec, at(t, "2026-01-01 00:00")); slot.Before(end) && !met; {
-			following := schedule.Next(spec, slot)
+		for slot := schedule.Next(spec, role, at(t, "2026-01-01 00:00")); slot.Before(end) && !met; {
+			following := schedule.Next(spec, role, slot)
 			met = following.Sub(slot) == want
 			slot = following
 		}
@@ -107,9 +107,9 @@ func TestSmallestGapIsMet(t *testing.T) {
 func TestDueIsNeverTrueBeforeNext(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		spec := specs().Draw(t, "spec")
-		next := schedule.Next(spec, moments().Draw(t, "after"))
+		next := schedule.Next(spec, role, moments().Draw(t, "after"))
 		early := next.Add(-time.Duration(rapid.Int64Range(1, int64(1000*day)).Draw(t, "early")))
-		due, moved := schedule.Due(spec, next, early)
+		due, moved, _ := schedule.Due(spec, role, next, early)
 		require.False(t, due)
 		require.Zero(t, moved)
 	})
@@ -121,11 +121,11 @@ func TestEverySlotIsTakenOrMoved(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		spec := specs().Draw(t, "spec")
 		now := moments().Draw(t, "now")
-		stored := schedule.Next(spec, now)
+		stored := schedule.Next(spec, role, now)
 		gap := schedule.SmallestGap(spec)
 		for range 30 {
 			now = now.Add(time.Duration(rapid.Int64Range(1, 3*int64(gap)).Draw(t, "wait")))
-			due, moved := schedule.Due(spec, stored, now)
+			due, moved, _ := schedule.Due(spec, role, stored, now)
 			if !moved.IsZero() {
 				requirePassedOver(t, spec, stored, moved, now)
 				stored = moved
@@ -133,7 +133,7 @@ func TestEverySlotIsTakenOrMoved(t *testing.T) {
 			require.Equal(t, due, !now.Before(stored), "a slot that came and was not moved is due")
 			if due {
 				require.True(t, spec.Window == 0 || now.Before(stored.Add(spec.Window)), "taken outside its window")
-				stored = schedule.Next(spec, now)
+				stored = schedule.Next(spec, role, now)
 			}
 		}
 	})
@@ -145,7 +145,7 @@ func requirePassedOver(t *rapid.T, spec schedule.Spec, stored, moved, now time.T
 	t.Helper()
 	require.Positive(t, spec.Window, "only a window moves a slot")
 	require.True(t, moved.Add(spec.Window).After(now))
-	for slot := stored; !slot.Equal(moved); slot = schedule.Next(spec, slot) {
+	for slot := stored; !slot.Equal(moved); slot = schedule.Next(spec, role, slot) {
 		require.True(t, slot.Before(moved), "%s is not a slot", moved)
 		require.False(t, slot.Add(spec.Window).After(now), "%s could still be taken", slot)
 	}
@@ -162,8 +162,8 @@ func TestValidateOfAnything(t *testing.T) {
 		}
 		now := moments().Draw(t, "now")
 		schedule.Notes(spec)
-		next := schedule.Next(spec, now)
-		due, _ := schedule.Due(spec, now, now)
+		next := schedule.Next(spec, role, now)
+		due, _, _ := schedule.Due(spec, role, now, now)
 		if spec.Cron != "" && schedule.Validate(spec) == nil {
 			require.True(t, next.After(now))
 			require.True(t, due)
@@ -182,6 +182,13 @@ func BenchmarkValidateRareCron(b *testing.B) {
 func BenchmarkNextRareCron(b *testing.B) {
 	after := time.Date(2096, 3, 1, 0, 0, 0, 0, time.UTC)
 	for b.Loop() {
-		schedule.Next(schedule.Spec{Cron: "0 0 29 2 *"}, after)
+		schedule.Next(schedule.Spec{Cron: "0 0 29 2 *"}, role, after)
+	}
+}
+
+func BenchmarkNextInAZone(b *testing.B) {
+	after := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	for b.Loop() {
+		schedule.Next(schedule.Spec{Cron: "0 3 * * *", Zone: "Europe/Berlin"}, role, after)
 	}
 }

@@ -15,7 +15,10 @@
 // slot that passes while no node is active is lost, and what they tell
 // consumers rolls over before the password has changed (hashicorp/vault#31918).
 //
-// All times are UTC, where no day lacks an hour or has one twice.
+// A cron fires at minutes of a local clock (rotation_timezone, else UTC), each
+// once, however that clock is turned; see firstInstant. Each slot may be
+// delayed, always by the same time (jitter), so that roles of one schedule do
+// not all rotate at once. Times that are stored and returned are UTC.
 package schedule
 
 import (
@@ -28,13 +31,54 @@ import (
 // minutes too, and Vault asks plugins what is due once a minute.
 const Minimum = time.Minute
 
+// Tolerance is how late a slot without a window may be served where those that
+// are missed wait for the next one.
+const Tolerance = time.Hour
+
+// What missed_policy may be: what becomes of a slot that nobody could serve.
+const (
+	MissedAtOnce = "at_once" // it stays due; the default without a window
+	MissedNext   = "next"    // it is passed over, and counted; what a window does
+)
+
 // Spec is the part of a role that says when it rotates by itself. Its zero
 // value is a role that is rotated by hand only.
 type Spec struct {
 	Period   time.Duration `json:"rotation_period,omitempty"`
 	Cron     string        `json:"rotation_schedule,omitempty"`
+	Zone     string        `json:"rotation_timezone,omitempty"`
 	Window   time.Duration `json:"rotation_window,omitempty"`
+	Jitter   time.Duration `json:"jitter,omitempty"`
+	Missed   string        `json:"missed_policy,omitempty"`
 	Disabled bool          `json:"disable_automated_rotation,omitempty"`
+}
+
+// Policy is what becomes of missed slots, given or not.
+func (s Spec) Policy() string {
+	if s.Missed == "" && s.Window > 0 {
+		return MissedNext
+	}
+	if s.Missed == "" {
+		return MissedAtOnce
+	}
+	return s.Missed
+}
+
+// patience is how long after its slot a rotation may begin; 0: any time.
+func (s Spec) patience() time.Duration {
+	switch {
+	case s.Window > 0:
+		return s.Window
+	case s.Missed == MissedNext:
+		return Tolerance
+	}
+	return 0
+}
+
+// Passed are slots that came and went without a rotation of their own.
+type Passed struct {
+	Count int
+	Last  time.Time
 }
 
 // Validate refuses, with one sentence, what Next and Due could not do as meant.
@@ -57,7 +101,21 @@ func Validate(spec Spec) error {
 			return fmt.Errorf("rotation_schedule is %q, which never fires: give a day that its months have", spec.Cron)
 		}
 	}
-	return validateWindow(spec)
+	for _, check := range []func(Spec) error{validateZone, validateWindow, validateJitter, validateMissed} {
+		if err := check(spec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func validateZone(spec Spec) error {
+	if spec.Zone != "" && spec.Cron == "" {
+		return fmt.Errorf("rotation_timezone is %s, but there is no rotation_schedule: a time zone is allowed with a schedule only, so clear it or give a schedule",
+			quote(spec.Zone))
+	}
+	_, err := zone(spec.Zone)
+	return err
 }
 
 func validateWindow(spec Spec) error {
@@ -72,9 +130,45 @@ func validateWindow(spec Spec) error {
 		return fmt.Errorf("rotation_window is %s: it must be at least %s, or 0 for no window",
 			text(spec.Window), text(Minimum))
 	}
-	if gap := SmallestGap(spec); spec.Window > gap {
+	if gap := gapOfSlots(spec); spec.Window > gap {
 		return fmt.Errorf("rotation_window is %s, but rotation_schedule %q fires again after %s: the window must not be longer than that",
 			text(spec.Window), spec.Cron, text(gap))
+	}
+	return nil
+}
+
+func validateJitter(spec Spec) error {
+	if spec.Jitter == 0 {
+		return nil
+	}
+	if !scheduled(spec) {
+		return fmt.Errorf("jitter is %s, but there is neither rotation_period nor rotation_schedule: clear it or give one of them", text(spec.Jitter))
+	}
+	if spec.Jitter < time.Second {
+		return fmt.Errorf("jitter is %s: it must be at least 1s, or 0 for none", text(spec.Jitter))
+	}
+	if gap := gapOfSlots(spec); spec.Jitter >= (gap+1)/2 {
+		return fmt.Errorf("jitter is %s, but two slots may be %s apart: it must be less than half of that", text(spec.Jitter), text(gap))
+	}
+	if spec.Window != 0 && spec.Jitter >= spec.Window {
+		return fmt.Errorf("jitter is %s, but rotation_window is %s: it must be shorter, or a delayed slot would miss its window", text(spec.Jitter), text(spec.Window))
+	}
+	return nil
+}
+
+func validateMissed(spec Spec) error {
+	switch spec.Missed {
+	case "":
+		return nil
+	case MissedAtOnce, MissedNext:
+	default:
+		return fmt.Errorf("missed_policy is %s: allowed are at_once (a missed slot stays due) and next (it is passed over)", quote(spec.Missed))
+	}
+	if !scheduled(spec) {
+		return fmt.Errorf("missed_policy is %s, but there is neither rotation_period nor rotation_schedule: clear it or give one of them", spec.Missed)
+	}
+	if spec.Missed == MissedAtOnce && spec.Window > 0 {
+		return fmt.Errorf("missed_policy is at_once, but rotation_window is %s, and no scheduled rotation begins outside its window: clear one of them", text(spec.Window))
 	}
 	return nil
 }
@@ -90,50 +184,80 @@ func Notes(spec Spec) []string {
 		spec.Cron)}
 }
 
-// Next is the first slot strictly after the given time, in UTC, or the zero
-// time when spec never rotates by itself.
+// Next is when a role rotates by itself, strictly after the given time, in UTC,
+// or the zero time when it never does.
 //
-// After a rotation, after is the time at which it ran, not the slot that it
-// took: slots missed meanwhile are made up for by that one rotation.
-func Next(spec Spec, after time.Time) time.Time {
-	// Round drops the monotonic clock: the result is for storage, and compared
-	// with the clock of whichever node is active then.
-	after = after.Round(0).UTC()
-	switch {
-	case spec.Disabled:
-		return time.Time{}
-	case spec.Period > 0:
-		return after.Add(spec.Period)
+// Of a role whose schedule is new, after is now. What follows a rotation is told
+// by Served.
+func Next(spec Spec, role string, after time.Time) time.Time {
+	return newCalendar(spec, role).next(onTheWall(after))
+}
+
+// NextN is the first n times of a role from a stored one on, which counts; with
+// none stored there are none.
+func NextN(spec Spec, role string, stored time.Time, n int) []time.Time {
+	c := newCalendar(spec, role)
+	var times []time.Time
+	for at := onTheWall(stored); !at.IsZero() && len(times) < n; at = c.next(at) {
+		times = append(times, at)
 	}
-	c, err := parse(spec.Cron)
-	if err != nil {
-		return time.Time{}
+	return times
+}
+
+// Served is what follows a rotation that ran at now, while next was stored: the
+// time to store in its stead, and the slots that came while that one waited and
+// are made up for by this rotation.
+func Served(spec Spec, role string, next, now time.Time) (following time.Time, passed Passed) {
+	c := newCalendar(spec, role)
+	now = onTheWall(now)
+	following = c.next(now)
+	if c.Period > 0 || next.IsZero() || next.After(now) {
+		return following, passed // periods begin anew with each rotation
 	}
-	return c.next(after)
+	return following, c.pass(next, now.Add(1))
 }
 
 // Due says whether the stored next time has come.
 //
-// Without a window a slot stays due, however late, until it is taken. With one
-// it is due until the window ends; after that moved is the slot to store in its
-// stead: the first that follows and whose own window has not ended, and due
-// says whether that one is due already. Otherwise moved is zero and the stored
-// time stays.
-func Due(spec Spec, next, now time.Time) (due bool, moved time.Time) {
+// Without a window a slot stays due, however late, until it is taken. With one,
+// or with missed_policy next, it is due until its time has run out. After that
+// moved is the slot to store in its stead, the first that follows and whose own
+// time has not run out, and passed is what was passed over on the way there;
+// due says whether the moved one is due already. Otherwise moved is zero and
+// the stored time stays.
+func Due(spec Spec, role string, next, now time.Time) (due bool, moved time.Time, passed Passed) {
 	if !automatic(spec) || next.IsZero() || now.Before(next) {
-		return false, time.Time{}
+		return false, time.Time{}, Passed{}
 	}
-	if spec.Window <= 0 || now.Before(next.Add(spec.Window)) {
-		return true, time.Time{}
+	if spec.patience() == 0 || now.Before(next.Add(spec.patience()-spec.Jitter)) {
+		return true, time.Time{}, Passed{}
 	}
-	// A slot's window has not ended when the slot is later than this.
-	moved = Next(spec, now.Add(-spec.Window))
-	return !moved.IsZero() && !moved.After(now), moved
+	c := newCalendar(spec, role)
+	if now.Before(c.opened(next).Add(c.patience())) {
+		return true, time.Time{}, Passed{}
+	}
+	moved, passed = c.move(onTheWall(next), onTheWall(now))
+	return !moved.IsZero() && !moved.After(now), moved, passed
 }
 
-// SmallestGap is the shortest time between two slots of spec, whether disabled
-// or not, or zero when it has none.
+// onTheWall drops the monotonic clock: times are for storage, and compared with
+// the clock of whichever node is active then.
+func onTheWall(t time.Time) time.Time { return t.Round(0).UTC() }
+
+// SmallestGap is the shortest time between two rotations of spec, whether
+// disabled or not, or zero when it has none. It is told by the clock on the
+// wall: the night on which clocks are turned forward may bring two closer, and
+// the later one then waits for the other, like any that comes too early.
 func SmallestGap(spec Spec) time.Duration {
+	gap := gapOfSlots(spec)
+	if spec.Cron != "" && gap > 0 {
+		gap -= spec.Jitter
+	}
+	return gap
+}
+
+// gapOfSlots is the same before any slot is delayed.
+func gapOfSlots(spec Spec) time.Duration {
 	if spec.Period > 0 {
 		return spec.Period
 	}
@@ -157,15 +281,18 @@ func CheckGap(spec Spec, minimum time.Duration) error {
 	}
 	given := "rotation_period is " + text(spec.Period)
 	if spec.Cron != "" {
-		given = fmt.Sprintf("rotation_schedule %q fires again after %s", spec.Cron, text(gap))
+		given = fmt.Sprintf("rotation_schedule %q fires again after %s", spec.Cron, text(gap+spec.Jitter))
+		if spec.Jitter > 0 {
+			given += fmt.Sprintf(", less %s of jitter", text(spec.Jitter))
+		}
 	}
 	return fmt.Errorf("%s, but one rotation may take %s (grace_period and timeouts): it must be longer than that, so rotate less often or shorten grace_period",
 		given, text(minimum))
 }
 
-func automatic(spec Spec) bool {
-	return !spec.Disabled && (spec.Period > 0 || spec.Cron != "")
-}
+func automatic(spec Spec) bool { return !spec.Disabled && scheduled(spec) }
+
+func scheduled(spec Spec) bool { return spec.Period > 0 || spec.Cron != "" }
 
 // text writes a duration as users type it: 1h, not 1h0m0s.
 func text(d time.Duration) string {

@@ -12,7 +12,10 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
 )
 
-const day = 24 * time.Hour
+const (
+	day  = 24 * time.Hour
+	role = "a-role"
+)
 
 func at(t testing.TB, s string) time.Time {
 	t.Helper()
@@ -62,9 +65,9 @@ func TestValidateRefuses(t *testing.T) {
 		"short window":              {schedule.Spec{Cron: "@daily", Window: time.Second}, []string{"rotation_window is 1s", "at least 1m"}},
 		"negative window":           {schedule.Spec{Cron: "@daily", Window: -time.Hour}, []string{"rotation_window is -1h", "at least 1m"}},
 		"window beyond the gap":     {schedule.Spec{Cron: "0 3,9 * * *", Window: 7 * time.Hour}, []string{"rotation_window is 7h", "after 6h"}},
-		"time zone":                 {cron("TZ=Europe/Berlin 0 3 * * *"), []string{"time zone", "UTC"}},
-		"cron time zone":            {cron("CRON_TZ=UTC 0 3 * * *"), []string{"time zone", "UTC"}},
-		"time zone, lower case":     {cron(" cron_tz=UTC 0 3 * * *"), []string{"time zone", "UTC"}},
+		"time zone":                 {cron("TZ=Europe/Berlin 0 3 * * *"), []string{"time zone", "rotation_timezone"}},
+		"cron time zone":            {cron("CRON_TZ=UTC 0 3 * * *"), []string{"time zone", "rotation_timezone"}},
+		"time zone, lower case":     {cron(" cron_tz=UTC 0 3 * * *"), []string{"time zone", "rotation_timezone"}},
 		"time zone and nothing":     {cron("TZ=UTC"), []string{"time zone"}},
 		"time zone inside":          {cron("0 TZ=UTC * * *"), []string{"hour", "0-23"}},
 		"@every":                    {cron("@every 1h"), []string{"@every", "rotation_period"}},
@@ -130,7 +133,7 @@ func TestNext(t *testing.T) {
 		"step beyond the end, short": {cron("*/40 * * * *"), "2026-03-01 00:40", "2026-03-01 01:00"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := schedule.Next(c.spec, at(t, c.after))
+			got := schedule.Next(c.spec, role, at(t, c.after))
 			require.Equal(t, at(t, c.want), got)
 			require.Equal(t, time.UTC, got.Location())
 		})
@@ -146,14 +149,14 @@ func TestNextIsZeroWithoutAutomaticRotation(t *testing.T) {
 		{Cron: "@daily", Disabled: true},
 		cron("not a cron"),
 	} {
-		require.Zero(t, schedule.Next(spec, now), "%+v", spec)
+		require.Zero(t, schedule.Next(spec, role, now), "%+v", spec)
 	}
 }
 
 // The next time is stored and read by other nodes, so it must not compare by
 // the monotonic clock of this one.
 func TestNextHasNoMonotonicClock(t *testing.T) {
-	got := schedule.Next(schedule.Spec{Period: time.Hour}, time.Now()).String()
+	got := schedule.Next(schedule.Spec{Period: time.Hour}, role, time.Now()).String()
 	require.NotContains(t, got, "m=")
 }
 
@@ -167,8 +170,8 @@ func TestNextKnowsNoSummerTime(t *testing.T) {
 		next := at(t, s)
 		for range 3 {
 			after := next
-			next = schedule.Next(spec, after.In(berlin))
-			require.Equal(t, schedule.Next(spec, after), next)
+			next = schedule.Next(spec, role, after.In(berlin))
+			require.Equal(t, schedule.Next(spec, role, after), next)
 			require.Equal(t, "02:30", next.Format("15:04"))
 		}
 		require.Equal(t, at(t, s).Add(2*day+14*time.Hour+30*time.Minute), next)
@@ -204,7 +207,7 @@ func TestDue(t *testing.T) {
 		"window as long as the gap ends": {full, "2026-03-02 03:00", true, "2026-03-02 03:00"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			due, moved := schedule.Due(c.spec, at(t, next), at(t, c.now))
+			due, moved, _ := schedule.Due(c.spec, role, at(t, next), at(t, c.now))
 			require.Equal(t, c.due, due)
 			if c.moved == "" {
 				require.Zero(t, moved)
@@ -213,7 +216,7 @@ func TestDue(t *testing.T) {
 			require.Equal(t, at(t, c.moved), moved)
 		})
 	}
-	due, moved := schedule.Due(spec, time.Time{}, at(t, next))
+	due, moved, _ := schedule.Due(spec, role, time.Time{}, at(t, next))
 	require.False(t, due, "nothing is stored")
 	require.Zero(t, moved)
 }
@@ -222,9 +225,9 @@ func TestDue(t *testing.T) {
 // active, so a slot that passed meanwhile is skipped.
 func TestUpstreamMissedScheduleOverFailover(t *testing.T) {
 	spec := cron("0 3 * * *")
-	stored := schedule.Next(spec, at(t, "2026-03-01 00:00"))
+	stored := schedule.Next(spec, role, at(t, "2026-03-01 00:00"))
 	// The active node dies at 02:59, another takes over at 03:10.
-	due, moved := schedule.Due(spec, stored, at(t, "2026-03-01 03:10"))
+	due, moved, _ := schedule.Due(spec, role, stored, at(t, "2026-03-01 03:10"))
 	require.True(t, due)
 	require.Zero(t, moved)
 }
@@ -233,16 +236,16 @@ func TestUpstreamMissedScheduleOverFailover(t *testing.T) {
 // the window of a time that it computes from now.
 func TestUpstreamMissedWindowOverFailoverSkipsTheNextToo(t *testing.T) {
 	spec := schedule.Spec{Cron: "0 3 * * *", Window: time.Hour}
-	stored := schedule.Next(spec, at(t, "2026-03-01 00:00"))
+	stored := schedule.Next(spec, role, at(t, "2026-03-01 00:00"))
 
-	due, _ := schedule.Due(spec, stored, at(t, "2026-03-01 03:10"))
+	due, _, _ := schedule.Due(spec, role, stored, at(t, "2026-03-01 03:10"))
 	require.True(t, due, "a node that takes over within the window rotates")
 
-	due, moved := schedule.Due(spec, stored, at(t, "2026-03-01 04:10"))
+	due, moved, _ := schedule.Due(spec, role, stored, at(t, "2026-03-01 04:10"))
 	require.False(t, due, "after the window the slot is lost")
 	require.Equal(t, at(t, "2026-03-02 03:00"), moved)
 
-	due, _ = schedule.Due(spec, moved, at(t, "2026-03-02 03:01"))
+	due, _, _ = schedule.Due(spec, role, moved, at(t, "2026-03-02 03:01"))
 	require.True(t, due, "and the next one is not")
 }
 
@@ -252,7 +255,7 @@ func TestUpstream31918StoredNextStaysUntilRotated(t *testing.T) {
 	spec := cron("0 3 * * *")
 	stored := at(t, "2026-03-01 03:00")
 	for now := stored; now.Before(stored.Add(3 * day)); now = now.Add(7 * time.Minute) {
-		due, moved := schedule.Due(spec, stored, now)
+		due, moved, _ := schedule.Due(spec, role, stored, now)
 		require.True(t, due)
 		require.Zero(t, moved, "only a rotation moves the slot")
 	}
@@ -265,10 +268,10 @@ func TestUpstreamCronThatNeverFiresInAHotLoop(t *testing.T) {
 	require.Error(t, schedule.Validate(spec))
 
 	now := at(t, "2026-03-01 00:00")
-	next := schedule.Next(spec, now)
+	next := schedule.Next(spec, role, now)
 	require.Zero(t, next)
 	for range 1000 {
-		due, moved := schedule.Due(spec, next, now)
+		due, moved, _ := schedule.Due(spec, role, next, now)
 		require.False(t, due)
 		require.Zero(t, moved)
 	}
@@ -279,9 +282,9 @@ func TestUpstreamCronThatNeverFiresInAHotLoop(t *testing.T) {
 func TestLateRotationIsOneRotation(t *testing.T) {
 	spec := cron("0 * * * *")
 	now := at(t, "2026-03-05 12:34")
-	due, _ := schedule.Due(spec, at(t, "2026-03-01 03:00"), now)
+	due, _, _ := schedule.Due(spec, role, at(t, "2026-03-01 03:00"), now)
 	require.True(t, due)
-	require.Equal(t, at(t, "2026-03-05 13:00"), schedule.Next(spec, now))
+	require.Equal(t, at(t, "2026-03-05 13:00"), schedule.Next(spec, role, now))
 }
 
 func TestSmallestGap(t *testing.T) {
