@@ -213,6 +213,9 @@ func (e *Engine) openRotation(ctx context.Context, h *Header, req Request) error
 // sortOut reads roles and says which are free; taken is about the first that
 // is not.
 func (e *Engine) sortOut(ctx context.Context, names []string) (free []*Role, taken, err error) {
+	if err := e.st.settle(ctx); err != nil {
+		return nil, nil, err
+	}
 	roles, err := e.st.Roles(ctx, names)
 	if err != nil {
 		return nil, nil, err
@@ -340,6 +343,9 @@ func (e *Engine) recover(items []string) {
 }
 
 func (e *Engine) recoverAll(ctx context.Context) error {
+	if err := e.st.settle(ctx); err != nil {
+		return err
+	}
 	if _, err := e.LoadConfig(ctx); err != nil {
 		return err
 	}
@@ -427,6 +433,9 @@ func (e *Engine) resumePart(ctx context.Context, h *Header, p Part) error {
 		return err
 	}
 	defer e.locks.unlock(p.Role)
+	if err := e.st.settle(ctx); err != nil {
+		return err
+	}
 	r, err := e.st.Role(ctx, p.Role)
 	if err != nil || e.underWay(r, h.ID) {
 		return err

@@ -297,6 +297,10 @@ func (e *Engine) dropStale(ctx context.Context, name string, at time.Time) {
 		return
 	}
 	defer e.locks.unlock(name)
+	if err := e.st.settle(ctx); err != nil {
+		e.due.note(name, time.Now().Add(pause(4)))
+		return
+	}
 	r, err := e.st.Role(ctx, name)
 	if err != nil {
 		e.due.note(name, time.Now().Add(pause(4)))

@@ -60,6 +60,9 @@ func (e *Engine) advance(lane string, names []string) pace {
 func (e *Engine) load(lane string, names []string) ([]*job, error) {
 	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 	defer cancel()
+	if err := e.st.settle(ctx); err != nil {
+		return nil, err
+	}
 	roles, err := e.st.Roles(ctx, names)
 	if err != nil {
 		return nil, err

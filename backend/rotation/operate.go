@@ -26,6 +26,9 @@ func (e *Engine) change(ctx context.Context, name string, mutate func(*Role) err
 		return &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
 	}
 	defer e.locks.unlock(name)
+	if err := e.st.settle(ctx); err != nil {
+		return err
+	}
 	r, err := e.st.Role(ctx, name)
 	if err != nil {
 		return err
@@ -87,6 +90,9 @@ func (e *Engine) Create(ctx context.Context, c Creation) (*Header, error) {
 		return nil, &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
 	}
 	defer e.locks.unlock(name)
+	if err := e.st.settle(ctx); err != nil {
+		return nil, err
+	}
 	if old, err := e.st.Role(ctx, name); err != nil || old != nil {
 		if err == nil {
 			err = &Conflict{Text: fmt.Sprintf("role %q was created by another request", name)}
@@ -216,6 +222,9 @@ func (e *Engine) Delete(ctx context.Context, name string) error {
 		return &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
 	}
 	defer e.locks.unlock(name)
+	if err := e.st.settle(ctx); err != nil {
+		return err
+	}
 	r, err := e.st.Role(ctx, name)
 	if err != nil || r == nil {
 		return err // deleting what does not exist succeeds, as everywhere in Vault

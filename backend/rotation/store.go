@@ -28,10 +28,24 @@ const (
 const parallelStorage = 32
 
 // Store reads and writes what the engine keeps.
-type Store struct{ s logical.Storage }
+type Store struct{ s *storage.Fenced }
 
 // NewStore returns a Store over s.
-func NewStore(s logical.Storage) *Store { return &Store{s: s} }
+func NewStore(s logical.Storage) *Store {
+	f, ok := s.(*storage.Fenced)
+	if !ok {
+		f = storage.Fence(s)
+	}
+	return &Store{s: f}
+}
+
+// settle is called between taking a lock and reading what it guards, wherever
+// something is decided from what is read; see storage.Fenced.Settle.
+func (st *Store) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	return st.s.Settle(ctx)
+}
 
 // Role reads a role; nil when there is none.
 func (st *Store) Role(ctx context.Context, name string) (*Role, error) {

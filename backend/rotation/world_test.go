@@ -46,6 +46,7 @@ type world struct {
 	tampered map[string]bool // users that were changed behind the engine's back
 	inflight map[string]int  // changes of a user that may still land
 	served   map[string]kind.Material
+	backward map[string]bool // runs whose way back is stored
 
 	generated int
 	broken    []string
@@ -579,6 +580,7 @@ func (w *world) noteWrite(key string, value []byte) {
 				w.violateLocked("role entry: %v", err)
 			}
 			r.Name = name
+			w.checkDirection(r)
 			w.roles[name] = r
 		}
 	}
@@ -594,6 +596,21 @@ func (w *world) noteWrite(key string, value []byte) {
 	}
 	w.logWrite(key, value)
 	w.checkWrite(key)
+}
+
+// checkDirection: a way back that is stored never turns forward again.
+func (w *world) checkDirection(r *Role) {
+	if r.Run == nil {
+		return
+	}
+	run := r.Run.Rotation + "/" + r.Name
+	if w.backward == nil {
+		w.backward = map[string]bool{}
+	}
+	if w.backward[run] && !r.Run.Back {
+		w.violateLocked("the rotation of %s turns forward again: %s", r.Name, describe(r))
+	}
+	w.backward[run] = w.backward[run] || r.Run.Back
 }
 
 // checkWrite is checkLocked for what a write can have changed.

@@ -24,6 +24,7 @@ const (
 	Request    = "request/"    // hashed request ids and idempotency keys
 	Due        = "due/"        // <hour>/<role>
 	Claim      = "claim/"      // <hash>
+	Barrier    = "barrier"     // see Fenced.Settle
 )
 
 // SealWrapped lists the prefixes that hold secrets.
@@ -40,12 +41,16 @@ type Fenced struct {
 	mu     sync.Mutex
 	closed bool
 	writes sync.WaitGroup // under way
+	// unsure counts writes that were answered with an error, settled how many of
+	// them can no longer be applied. The instance before this one may have left
+	// one behind, so there is one from the start.
+	unsure, settled uint64
 }
 
 var _ logical.Storage = (*Fenced)(nil)
 
 // Fence wraps s.
-func Fence(s logical.Storage) *Fenced { return &Fenced{inner: s} }
+func Fence(s logical.Storage) *Fenced { return &Fenced{inner: s, unsure: 1} }
 
 // Close refuses every later write, and waits for those under way until ctx
 // ends.
@@ -85,20 +90,48 @@ func (f *Fenced) Get(ctx context.Context, key string) (*logical.StorageEntry, er
 
 // Put implements logical.Storage.
 func (f *Fenced) Put(ctx context.Context, e *logical.StorageEntry) error {
-	if err := f.begin(); err != nil {
-		return err
-	}
-	defer f.writes.Done()
-	return f.inner.Put(ctx, e)
+	return f.write(func() error { return f.inner.Put(ctx, e) })
 }
 
 // Delete implements logical.Storage.
 func (f *Fenced) Delete(ctx context.Context, key string) error {
+	return f.write(func() error { return f.inner.Delete(ctx, key) })
+}
+
+func (f *Fenced) write(do func() error) error {
 	if err := f.begin(); err != nil {
 		return err
 	}
 	defer f.writes.Done()
-	return f.inner.Delete(ctx, key)
+	err := do()
+	if err != nil {
+		f.mu.Lock()
+		f.unsure++
+		f.mu.Unlock()
+	}
+	return err
+}
+
+// Settle makes sure that what is read from now on stays true until somebody
+// writes: a write that was answered with an error may still be applied, but not
+// after a later write. So where there was one, something is written first, until
+// that succeeds. Reading alone is not enough: the write could be applied between
+// the reading and what is decided from it.
+func (f *Fenced) Settle(ctx context.Context) error {
+	f.mu.Lock()
+	unsure := f.unsure
+	calm := f.settled == unsure
+	f.mu.Unlock()
+	if calm {
+		return nil
+	}
+	if err := f.Put(ctx, &logical.StorageEntry{Key: Barrier, Value: []byte("{}")}); err != nil {
+		return fmt.Errorf("storage takes no writes now: %w", err)
+	}
+	f.mu.Lock()
+	f.settled = max(f.settled, unsure)
+	f.mu.Unlock()
+	return nil
 }
 
 // Get reads the JSON entry at key; nil when there is none.
