@@ -358,9 +358,10 @@ func TestRequestsWhileRotating(t *testing.T) {
 	p := proxy(t, server.Addr)
 	m.connect("cache", p.Addr(), nil)
 	m.adopt("app", "cache", 0, map[string]any{"grace_period": "1h"})
-	m.b.answerWithin = 300 * time.Millisecond
+	m.b.answerWithin = shortly
 	p.Blackhole(true)
 	running := id(m.must("rotate/redis/app", nil))
+	m.b.answerWithin = shortly / 4
 	for _, c := range []badCase{
 		{path: "rotate/redis/app", says: running},
 		{path: "retire/redis/app", says: "role \"app\""},

@@ -37,6 +37,7 @@ const (
 	mountPoint = "harmonyflow/"
 	patience   = 20 * time.Second
 	glance     = 5 * time.Millisecond
+	shortly    = time.Second // within which requests for a target that hangs are answered
 )
 
 // mount is a backend as Vault holds it: requests go in the way Vault sends

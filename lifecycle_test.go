@@ -70,7 +70,7 @@ func TestResumes(t *testing.T) {
 	m.adopt("app", "cache", 0, nil)
 	m.adopt("lost", "cache", 1, nil)
 	p.Blackhole(true)
-	m.b.answerWithin = 200 * time.Millisecond
+	m.b.answerWithin = shortly
 	r := m.must("rotate/redis", nil)
 	m.b.Cleanup(context.Background())
 	p.Heal()
@@ -90,7 +90,7 @@ func TestCleanWithAHangingTarget(t *testing.T) {
 	m.connect("cache", p.Addr(), nil)
 	m.adopt("app", "cache", 0, nil)
 	p.Blackhole(true)
-	m.b.answerWithin = 100 * time.Millisecond
+	m.b.answerWithin = shortly
 	m.must("rotate/redis/app", nil)
 	began := time.Now()
 	m.b.Cleanup(context.Background())
@@ -266,7 +266,7 @@ func TestPanicsEndNothing(t *testing.T) {
 	m.b.Cleanup(context.Background())
 	m.change = func(b *backend) { b.kinds = append(kinds(), kindEntry{Kind: badKind{"generate"}}) }
 	m.start()
-	m.b.answerWithin = 200 * time.Millisecond
+	m.b.answerWithin = shortly
 	r = m.write("roles/bad", map[string]any{"kind": "bad-kind"})
 	require.Equal(t, http.StatusOK, r.code, r.message)
 	require.Eventually(t, func() bool { return strings.Contains(m.log.String(), "panicked") }, patience, glance)

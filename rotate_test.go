@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
@@ -66,7 +65,7 @@ func TestTTLIsZeroWhileANewerVersionIsOnItsWay(t *testing.T) {
 	m.connect("cache", server.Addr, nil)
 	m.adopt("app", "cache", 0, map[string]any{"rotation_period": "24h"})
 	release := m.storage.hang(`"phase":"grace"`)
-	m.b.answerWithin = 500 * time.Millisecond
+	m.b.answerWithin = shortly
 	r := m.must("rotate/redis/app", nil)
 	require.Eventually(t, func() bool { return m.storage.hanging.Load() > 0 }, patience, glance)
 	creds := m.creds("app")

@@ -16,8 +16,9 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
-// TestFiveHundredRoles is not parallel: it measures.
+// TestFiveHundredRoles measures what a batch saves.
 func TestFiveHundredRoles(t *testing.T) {
+	t.Parallel()
 	const roles, sample = 500, 10
 	m := newMount(t)
 	server := servers.Redis(t, users(roles))
@@ -54,10 +55,10 @@ func TestFiveHundredRoles(t *testing.T) {
 	}
 }
 
-// TestOneHangingTargetHarmsOnlyItself is not parallel: it measures. A hundred
-// roles hang on a listener that accepts and says nothing; the roles of another
+// TestOneHangingTargetHarmsOnlyItself measures, too: a hundred roles hang on a listener that accepts and says nothing; the roles of another
 // connection do not notice.
 func TestOneHangingTargetHarmsOnlyItself(t *testing.T) {
+	t.Parallel()
 	const hanging = 100
 	m := newMount(t)
 	server, other := servers.Redis(t, users(1)), servers.Redis(t, users(hanging))
