@@ -62,7 +62,7 @@ func (c chance) cronPlan() plan {
 	p := plan{Spec: schedule.Spec{Zone: c.one(playZones...)}}
 	minute := c(0, 59)
 	var hours []string
-	every := []int{1, 3, 6, 12, 24, 24, 24, 24, 24, 24}[c(0, 9)]
+	every := []int{1, 4, 8, 12, 24}[min(4, c(0, 19))]
 	for h := c(0, every-1); h < 24; h += every {
 		hours = append(hours, fmt.Sprint(h))
 		p.clock = append(p.clock, time.Duration(h)*time.Hour+time.Duration(minute)*time.Minute)
@@ -191,9 +191,9 @@ func (p *player) wait() {
 	case "late":
 		at = at.Add(p.duration(0, 2*time.Hour))
 	case "down":
-		at = at.Add(p.duration(0, 12*time.Hour))
-		if p.chance(0, 9) == 0 {
-			at = at.Add(p.duration(0, 40*day))
+		at = at.Add(p.duration(0, 6*time.Hour))
+		if p.chance(0, 19) == 0 {
+			at = at.Add(p.duration(0, 20*day))
 		}
 	}
 	if at.After(p.now) {
