@@ -329,7 +329,7 @@ func (d *decider) promote(v *verdict) step {
 	next.advance(done, d.now) // test → promote
 	next.Promote(d.now)
 	next.LastRotation = d.now
-	next.Next = schedule.Next(next.Schedule, next.Name, d.now)
+	d.serveSlot(next)
 	run := next.Run
 	run.Promoted = true
 	run.rest()
@@ -339,6 +339,16 @@ func (d *decider) promote(v *verdict) step {
 		return step{act: store, next: next}
 	}
 	return d.startRetire(next)
+}
+
+// serveSlot sets the next time after a rotation, whatever asked for it.
+func (d *decider) serveSlot(next *Role) {
+	if next.Run.Trigger == Create && next.Next.After(d.now) {
+		return // it was given with the role
+	}
+	following, passed := schedule.Served(next.Schedule, next.Name, next.Next, d.now)
+	next.Next = following
+	next.miss(passed)
 }
 
 // grace: both are accepted, and anything can still be taken back.

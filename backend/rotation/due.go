@@ -277,15 +277,19 @@ func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now ti
 	if r.Drift != nil && len(r.Drift.Missed) > 0 && !r.Drift.RetryAt.After(now) {
 		return Reconcile
 	}
-	if e.Config().Freeze {
-		e.due.note(name, now.Add(frozenPause))
+	if c := e.Config(); c.Frozen(now) {
+		look := now.Add(frozenPause)
+		if !c.FreezeUntil.IsZero() && c.FreezeUntil.Before(look) {
+			look = c.FreezeUntil
+		}
+		e.due.note(name, look)
 		return ""
 	}
-	ok, moved, _ := schedule.Due(r.Schedule, r.Name, r.Next, now)
-	if ok {
+	// What is passed over is stored before anything that follows is served.
+	if ok, moved, _ := schedule.Due(r.Schedule, r.Name, r.Next, now); ok && moved.IsZero() {
 		return Scheduled
 	}
-	e.moveSlot(ctx, r, moved)
+	e.moveSlot(ctx, r.Name)
 	return ""
 }
 
@@ -316,19 +320,25 @@ func (e *Engine) dropStale(ctx context.Context, name string, at time.Time) {
 	e.due.note(name, real)
 }
 
-// moveSlot stores the next slot of a role whose window has passed.
-func (e *Engine) moveSlot(ctx context.Context, r *Role, to time.Time) {
-	err := e.change(ctx, r.Name, func(r *Role) error {
-		if to.IsZero() { // a schedule that never fires again
-			r.Next = to
+// moveSlot stores the next slot of a role whose stored one can no longer be
+// served, and accounts for those in between.
+func (e *Engine) moveSlot(ctx context.Context, name string) {
+	err := e.change(ctx, name, func(r *Role) error {
+		now := time.Now()
+		if r.Next.IsZero() || r.Next.After(now) {
+			return nil // somebody else has moved it
 		}
-		if to.After(r.Next) {
-			e.o.Logger.Warn("a rotation window has passed; waiting for the next one", "role", r.Name, "missed", r.Next, "next", to)
-			r.Next = to
+		due, moved, passed := schedule.Due(r.Schedule, r.Name, r.Next, now)
+		if due && moved.IsZero() {
+			return nil
 		}
+		e.o.Logger.Warn("a scheduled rotation was missed; waiting for the next slot",
+			"role", r.Name, "slot", r.Next, "missed", passed.Count, "next", moved)
+		r.Next = moved // zero: a schedule that never fires again
+		r.miss(passed)
 		return nil
 	})
 	if err != nil {
-		e.due.note(r.Name, time.Now().Add(pause(4)))
+		e.due.note(name, time.Now().Add(pause(4)))
 	}
 }

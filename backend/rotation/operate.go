@@ -51,16 +51,29 @@ func (e *Engine) change(ctx context.Context, name string, mutate func(*Role) err
 	return nil
 }
 
-// Update changes a role's configuration. mutate gets a copy and may refuse.
+// Update changes a role's configuration. mutate gets a copy and may refuse. What
+// Next it sets is taken as it is; a changed schedule sets one otherwise.
 func (e *Engine) Update(ctx context.Context, name string, mutate func(*Role) error) error {
 	return e.change(ctx, name, func(r *Role) error {
-		before := r.Schedule
+		before, stored := r.Schedule, r.Next
+		r.Next = time.Time{}
 		if err := mutate(r); err != nil {
 			return err
 		}
-		if before != r.Schedule {
-			r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
-			r.RetryAt = time.Time{}
+		now := time.Now()
+		switch {
+		case !r.Next.IsZero():
+		case before != r.Schedule:
+			r.Next = schedule.Next(r.Schedule, r.Name, now)
+		default:
+			r.Next = stored
+			return nil
+		}
+		r.RetryAt = time.Time{}
+		if !stored.IsZero() && !stored.After(now) { // it was due, and is not any more
+			_, passed := schedule.Served(before, r.Name, stored, now)
+			r.miss(schedule.Passed{Count: 1, Last: stored})
+			r.miss(passed)
 		}
 		return nil
 	})

@@ -41,6 +41,10 @@ type Role struct {
 	// computed anew from the clock: a slot that nobody served stays due.
 	Next         time.Time `json:"next,omitzero"`
 	LastRotation time.Time `json:"last_rotation,omitzero"`
+	// MissedSlots counts the slots that came due and had no rotation of their
+	// own; LastMissed is the latest of them.
+	MissedSlots int       `json:"missed_slots,omitempty"`
+	LastMissed  time.Time `json:"last_missed,omitzero"`
 	LastRun      *Ending   `json:"last_run,omitempty"`
 	// Failures counts scheduled rotations that failed in a row; the next try is
 	// not before RetryAt.
@@ -246,6 +250,24 @@ func (r *Role) dueAt() time.Time {
 	return at
 }
 
+// miss accounts for slots that were passed over.
+func (r *Role) miss(passed schedule.Passed) {
+	r.MissedSlots += passed.Count
+	if passed.Last.After(r.LastMissed) {
+		r.LastMissed = passed.Last
+	}
+}
+
+// NextRotations are the next n times at which the role rotates by itself. The
+// first may have passed: then it is due.
+func (r *Role) NextRotations(now time.Time, n int) []time.Time {
+	if r.Next.IsZero() || r.Next.After(now) {
+		return schedule.NextN(r.Schedule, r.Name, r.Next, n)
+	}
+	then := schedule.Next(r.Schedule, r.Name, now)
+	return append([]time.Time{r.Next}, schedule.NextN(r.Schedule, r.Name, then, n-1)...)
+}
+
 // PreviousServed returns the previous version while it is accepted and may be
 // handed out, and until when.
 func (r *Role) PreviousServed() (*version.Version, time.Time) {
@@ -293,6 +315,14 @@ type Config struct {
 	KeepVersions int           `json:"keep_versions"`
 	Workers      int           `json:"workers"`
 	Freeze       bool          `json:"freeze"`
+	FreezeUntil  time.Time     `json:"freeze_until,omitzero"` // zero: until it is ended
+	FreezeReason string        `json:"freeze_reason,omitempty"`
+}
+
+// Frozen reports whether no rotation may start now. A freeze that has an end
+// ends by itself, without anything being written.
+func (c Config) Frozen(now time.Time) bool {
+	return c.Freeze && (c.FreezeUntil.IsZero() || now.Before(c.FreezeUntil))
 }
 
 // DefaultConfig is the configuration of a new mount.

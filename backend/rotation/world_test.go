@@ -573,6 +573,7 @@ func (w *world) cool() {
 // noteWrite keeps the decoded copy of what storage holds.
 func (w *world) noteWrite(key string, value []byte) {
 	if name, ok := strings.CutPrefix(key, storage.Role); ok {
+		before := w.roles[name]
 		delete(w.roles, name)
 		if value != nil {
 			r := &Role{}
@@ -580,7 +581,7 @@ func (w *world) noteWrite(key string, value []byte) {
 				w.violateLocked("role entry: %v", err)
 			}
 			r.Name = name
-			w.checkDirection(r)
+			w.checkDirection(before, r)
 			w.roles[name] = r
 		}
 	}
@@ -598,8 +599,13 @@ func (w *world) noteWrite(key string, value []byte) {
 	w.checkWrite(key)
 }
 
-// checkDirection: a way back that is stored never turns forward again.
-func (w *world) checkDirection(r *Role) {
+// checkDirection: a way back that is stored never turns forward again, and what
+// was served once is replaced by a newer number, never taken away.
+func (w *world) checkDirection(before, r *Role) {
+	if before != nil && r.Created.Equal(before.Created) &&
+		numberOf(r.With(version.Current)) < numberOf(before.With(version.Current)) {
+		w.violateLocked("the served version of %s vanishes: %s, then %s", r.Name, describe(before), describe(r))
+	}
 	if r.Run == nil {
 		return
 	}
