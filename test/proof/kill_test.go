@@ -310,8 +310,7 @@ func (k *killing) checkServed(ctx context.Context, role string) (refusal string,
 				return err
 			}
 			if errors.Is(err, errRefused) {
-				refusal = fmt.Sprintf("%s: version %v is served and %v", role, data["version"], err)
-				return nil
+				return k.stillServed(ctx, role, data["version"], err, &refusal)
 			}
 			if err != nil {
 				return err
@@ -320,6 +319,21 @@ func (k *killing) checkServed(ctx context.Context, role string) (refusal string,
 		return nil
 	})
 	return refusal, err
+}
+
+// stillServed tells a served version that is refused, which must not be, from
+// one that was rolled back since it was read: that is refused as soon as another
+// is served.
+func (k *killing) stillServed(ctx context.Context, role string, number any, err error, refusal *string) error {
+	data, readErr := k.read(ctx, "creds/"+role)
+	switch {
+	case readErr != nil:
+		return readErr
+	case data["version"] != number:
+		return err // asked again
+	}
+	*refusal = fmt.Sprintf("%s: version %v is served and %v", role, number, err)
+	return nil
 }
 
 // verifyAll asks the engine itself what the nodes accept, at the end.

@@ -36,8 +36,12 @@ func TestNothingLeaks(t *testing.T) {
 	r := &recording{mount: m, set: set, secrets: map[string]string{}}
 	r.know("admin password", servers.RedisAdminPassword)
 	r.know("replication password", "repl-before-the-first-rotation")
-	r.watch(t)
+	defer r.unwatch()
+	for _, n := range set.Nodes {
+		r.watch(t, n)
+	}
 	r.play(t)
+	r.unwatch()
 	r.collect(t)
 
 	bytesSearched, found := r.search()
@@ -63,6 +67,9 @@ type recording struct {
 	*mount
 	set *servers.RedisSet
 
+	watched  []net.Conn
+	watchers sync.WaitGroup
+
 	mu      sync.Mutex
 	texts   map[string]*bytes.Buffer
 	secrets map[string]string // by value: what it is
@@ -87,28 +94,33 @@ func (r *recording) note(where, text string) {
 	fmt.Fprintln(r.texts[where], text)
 }
 
-// watch records MONITOR at every node until the test ends.
-func (r *recording) watch(t *testing.T) {
+// watch records MONITOR at a node, until unwatch or its end.
+func (r *recording) watch(t *testing.T, n *servers.RedisNode) {
 	t.Helper()
-	for _, n := range r.set.Nodes {
-		conn, err := net.Dial("tcp", n.Addr)
-		require.NoError(t, err)
-		t.Cleanup(func() { conn.Close() })
-		_, err = fmt.Fprintf(conn, "AUTH %s %s\r\nMONITOR\r\n", servers.RedisAdmin, servers.RedisAdminPassword)
-		require.NoError(t, err)
-		go func() {
-			buffer := make([]byte, 64<<10)
-			for {
-				got, err := conn.Read(buffer)
-				if got > 0 {
-					r.raw("MONITOR", buffer[:got])
-				}
-				if err != nil {
-					return
-				}
+	conn, err := net.Dial("tcp", n.Addr)
+	require.NoError(t, err)
+	_, err = fmt.Fprintf(conn, "AUTH %s %s\r\nMONITOR\r\n", servers.RedisAdmin, servers.RedisAdminPassword)
+	require.NoError(t, err)
+	r.watched = append(r.watched, conn)
+	r.watchers.Go(func() {
+		buffer := make([]byte, 64<<10)
+		for {
+			got, err := conn.Read(buffer)
+			if got > 0 {
+				r.raw("MONITOR", buffer[:got])
 			}
-		}()
+			if err != nil {
+				return
+			}
+		}
+	})
+}
+
+func (r *recording) unwatch() {
+	for _, conn := range r.watched {
+		conn.Close()
 	}
+	r.watchers.Wait()
 }
 
 func (r *recording) raw(where string, data []byte) {
@@ -238,6 +250,7 @@ func (r *recording) play(t *testing.T) {
 	r.do(t, "rotate/redis/app", nil)
 	r.do(t, "retire/redis/app", nil)
 	require.NoError(t, r.set.Nodes[2].Start(ctx))
+	r.watch(t, r.set.Nodes[2])
 	r.do(t, "reconcile/redis/app", nil)
 	r.settle(t)
 
