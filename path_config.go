@@ -2,7 +2,11 @@ package harmonyflow
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -15,7 +19,9 @@ func (b *backend) pathConfig() []*framework.Path {
 		"grace_period":  durationField("How long the previous version stays accepted after promotion, where a role does not say. Default 1h."),
 		"keep_versions": intField("How many versions of a role are kept, where it does not say. Default 5."),
 		"workers":       intField("How many batches of roles are worked on at once. Default 32."),
-		"freeze":        boolField("While true no rotation starts, scheduled or manual. Running ones go on."),
+		"freeze":        boolField("While true no rotation starts, scheduled or manual. Running ones go on; slots stay due, or run out of their window."),
+		"freeze_until":  stringField("The freeze ends by itself then: RFC 3339, or a duration from now. Empty: when freeze=false is written."),
+		"freeze_reason": stringField("Why, in words; told to everybody whose rotation is refused."),
 	}
 	return []*framework.Path{{
 		Pattern: "config",
@@ -31,7 +37,7 @@ func (b *backend) pathConfig() []*framework.Path {
 		},
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		HelpSynopsis:    "Defaults of the mount.",
-		HelpDescription: "Defaults that roles may override, how many workers rotate at once, and a freeze that stops new rotations.",
+		HelpDescription: "Defaults that roles may override, how many workers rotate at once, and a freeze that stops new rotations, until a time or until it is ended.",
 	}}
 }
 
@@ -40,11 +46,14 @@ func (b *backend) readConfig(ctx context.Context, _ *logical.Request, _ *framewo
 	if err != nil {
 		return nil, err
 	}
+	endFreeze(&c, time.Now())
 	return &logical.Response{Data: map[string]any{
 		"grace_period":  seconds(c.GracePeriod),
 		"keep_versions": int64(c.KeepVersions),
 		"workers":       int64(c.Workers),
 		"freeze":        c.Freeze,
+		"freeze_until":  formatTime(c.FreezeUntil),
+		"freeze_reason": c.FreezeReason,
 	}}, nil
 }
 
@@ -69,8 +78,8 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, d *fram
 			c.Workers = defaults.Workers
 		}
 	}
-	if v, ok := d.GetOk("freeze"); ok {
-		c.Freeze = v.(bool)
+	if err := applyFreeze(&c, d, time.Now()); err != nil {
+		return refuse("%v", err)
 	}
 	switch {
 	case c.GracePeriod < 0 || c.GracePeriod > 90*24*time.Hour:
@@ -81,6 +90,48 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, d *fram
 		return refuse("workers is %d; it may be 1 to 256", c.Workers)
 	}
 	return nil, b.engine.SetConfig(ctx, c)
+}
+
+// maxReason bounds what is repeated to everybody.
+const maxReason = 256
+
+func applyFreeze(c *rotation.Config, d *framework.FieldData, now time.Time) error {
+	endFreeze(c, now)
+	if v, ok := d.GetOk("freeze"); ok {
+		c.Freeze = v.(bool)
+	}
+	until, untilGiven := d.GetOk("freeze_until")
+	reason, reasonGiven := d.GetOk("freeze_reason")
+	if !c.Freeze {
+		if untilGiven && until != "" || reasonGiven && reason != "" {
+			return errors.New("freeze_until and freeze_reason are for a freeze, and freeze is false; write freeze=true with them")
+		}
+		c.FreezeUntil, c.FreezeReason = time.Time{}, ""
+		return nil
+	}
+	if reasonGiven {
+		c.FreezeReason = reason.(string)
+		if len(c.FreezeReason) > maxReason || strings.ContainsFunc(c.FreezeReason, unicode.IsControl) {
+			return fmt.Errorf("freeze_reason is %.40q; give one line of at most %d bytes", c.FreezeReason, maxReason)
+		}
+	}
+	if !untilGiven {
+		return nil
+	}
+	c.FreezeUntil = time.Time{}
+	if until == "" {
+		return nil
+	}
+	var err error
+	c.FreezeUntil, err = moment("freeze_until", until.(string), now)
+	return err
+}
+
+// endFreeze forgets a freeze that has ended by itself.
+func endFreeze(c *rotation.Config, now time.Time) {
+	if !c.Frozen(now) {
+		c.Freeze, c.FreezeUntil, c.FreezeReason = false, time.Time{}, ""
+	}
 }
 
 // maxKeepVersions keeps a role of the largest values within its entry: seven of

@@ -28,6 +28,7 @@ func (b *backend) pathCreds() []*framework.Path {
 					"last_vault_rotation":  stringField("When it was promoted, RFC 3339."),
 					"rotation_period":      durationField("Period of scheduled rotations, in seconds."),
 					"rotation_schedule":    stringField("Cron schedule of scheduled rotations."),
+					"rotation_timezone":    stringField("Its time zone; UTC without one."),
 					"ttl":                  durationField("Seconds until the stored next rotation; 0 while a newer version is on its way; absent without automatic rotation."),
 				},
 			}.handler(nil),
@@ -66,6 +67,9 @@ func (b *backend) readCreds(ctx context.Context, _ *logical.Request, d *framewor
 	}
 	if r.Schedule.Cron != "" {
 		data["rotation_schedule"] = r.Schedule.Cron
+	}
+	if r.Schedule.Zone != "" {
+		data["rotation_timezone"] = r.Schedule.Zone
 	}
 	if ttl, ok := r.TTL(time.Now()); ok {
 		data["ttl"] = seconds(ttl)

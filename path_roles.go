@@ -3,8 +3,8 @@ package harmonyflow
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
-	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -12,7 +12,6 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
-	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
@@ -20,6 +19,7 @@ func (b *backend) pathRoles() []*framework.Path {
 	fields := roleFields()
 	answer := roleAnswer()
 	written := rotationAnswer()
+	written["next_rotations"] = nextRotationsField()
 	write := func(call framework.OperationFunc, summary, verb string) framework.OperationHandler {
 		return operation{
 			call: call, summary: summary, verb: verb, suffix: "role", fields: written, errors: []int{404, 409}, mutating: true,
@@ -57,7 +57,7 @@ func (b *backend) pathRoles() []*framework.Path {
 			HelpDescription: `Creating a role adopts the secret its user has (initial_password, initial_value), proven by a login, or makes
 the first version. Where the user has a password that was not given, the request is refused unless
 overwrite_existing=true. While a role rotates only its schedule, grace_period and description may be
-written. Deleting one leaves its secret working, and keeps it for 30 days: creating the role again goes on
+written. A write answers with the next three times at which the role rotates by itself. Deleting one leaves its secret working, and keeps it for 30 days: creating the role again goes on
 with its version numbers.`,
 		},
 	}
@@ -65,52 +65,49 @@ with its version numbers.`,
 
 func roleFields() map[string]*framework.FieldSchema {
 	sensitive := &framework.DisplayAttributes{Sensitive: true}
-	return map[string]*framework.FieldSchema{
-		"name":                       nameField,
-		"kind":                       {Type: framework.TypeString, Description: "Kind of secret: redis or api-key. Given once."},
-		"description":                {Type: framework.TypeString, Description: "A sentence for people, up to 1024 bytes."},
-		"connection":                 {Type: framework.TypeString, Description: "Connection whose server holds the user. Given once."},
-		"username":                   {Type: framework.TypeString, Description: "User under rotation. Given once."},
-		"strategy":                   {Type: framework.TypeString, Description: "overlap (both accepted until retired) or swap (one replaces the other); the kind says which it can do and which is its default."},
-		"initial_password":           {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "Password the user has now; adopted as version 1. Only when creating. Never read back."},
-		"initial_value":              {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "The same for kinds without users. Only when creating. Never read back."},
-		"overwrite_existing":         {Type: framework.TypeBool, Description: "Replace a password that was not given. Only when creating."},
-		"password_policy":            {Type: framework.TypeString, Description: "Vault password policy that makes new secrets."},
-		"length":                     {Type: framework.TypeInt64, Description: "Characters of a new secret. Default 32."},
-		"encoding":                   {Type: framework.TypeString, Description: "Characters of an api-key: alphanumeric (default), hex or base64url."},
-		"prefix":                     {Type: framework.TypeString, Description: "Put before each api-key."},
-		"previous_field":             {Type: framework.TypeString, Description: "Name under which creds/ also carries the previous value of an api-key during grace; makes the strategy overlap."},
-		"rotation_period":            {Type: framework.TypeDurationSecond, Description: "Rotate this long after the last rotation, at least 1m; empty for none."},
-		"rotation_schedule":          {Type: framework.TypeString, Description: "Rotate by a cron of five fields, in UTC; empty for none."},
-		"rotation_window":            {Type: framework.TypeDurationSecond, Description: "How long after a slot of rotation_schedule a rotation may still begin; without it a missed slot stays due."},
-		"disable_automated_rotation": {Type: framework.TypeBool, Description: "Keep the schedule and do not act on it."},
-		"grace_period":               {Type: framework.TypeDurationSecond, Description: "How long the previous version stays accepted after promotion; empty for the mount's."},
-		"keep_versions":              {Type: framework.TypeInt64, Description: "How many versions are kept; 0 for the mount's. None that may still be accepted is ever forgotten."},
-		"allow_partial":              {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
+	fields := map[string]*framework.FieldSchema{
+		"name":               nameField,
+		"kind":               {Type: framework.TypeString, Description: "Kind of secret: redis or api-key. Given once."},
+		"description":        {Type: framework.TypeString, Description: "A sentence for people, up to 1024 bytes."},
+		"connection":         {Type: framework.TypeString, Description: "Connection whose server holds the user. Given once."},
+		"username":           {Type: framework.TypeString, Description: "User under rotation. Given once."},
+		"strategy":           {Type: framework.TypeString, Description: "overlap (both accepted until retired) or swap (one replaces the other); the kind says which it can do and which is its default."},
+		"initial_password":   {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "Password the user has now; adopted as version 1. Only when creating. Never read back."},
+		"initial_value":      {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "The same for kinds without users. Only when creating. Never read back."},
+		"overwrite_existing": {Type: framework.TypeBool, Description: "Replace a password that was not given. Only when creating."},
+		"password_policy":    {Type: framework.TypeString, Description: "Vault password policy that makes new secrets."},
+		"length":             {Type: framework.TypeInt64, Description: "Characters of a new secret. Default 32."},
+		"encoding":           {Type: framework.TypeString, Description: "Characters of an api-key: alphanumeric (default), hex or base64url."},
+		"prefix":             {Type: framework.TypeString, Description: "Put before each api-key."},
+		"previous_field":     {Type: framework.TypeString, Description: "Name under which creds/ also carries the previous value of an api-key during grace; makes the strategy overlap."},
+		"grace_period":       {Type: framework.TypeDurationSecond, Description: "How long the previous version stays accepted after promotion; empty for the mount's."},
+		"keep_versions":      {Type: framework.TypeInt64, Description: "How many versions are kept; 0 for the mount's. None that may still be accepted is ever forgotten."},
+		"allow_partial":      {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
 	}
+	maps.Copy(fields, scheduleFields())
+	return fields
 }
 
 func roleAnswer() map[string]*framework.FieldSchema {
-	return map[string]*framework.FieldSchema{
+	fields := map[string]*framework.FieldSchema{
 		"kind": stringField("Kind."), "description": stringField("Description."), "connection": stringField("Connection."),
 		"username": stringField("User."), "strategy": stringField("Strategy."), "password_policy": stringField("Policy."),
 		"length": intField("Length."), "encoding": stringField("Encoding."), "prefix": stringField("Prefix."), "previous_field": stringField("Field."),
-		"rotation_period": durationField("Period, in seconds."), "rotation_schedule": stringField("Cron."), "rotation_window": durationField("Window, in seconds."),
-		"disable_automated_rotation": boolField("Whether the schedule is off."), "grace_period": durationField("Grace, in seconds; the mount's where the role has none."),
+		"grace_period":  durationField("Grace, in seconds; the mount's where the role has none."),
 		"keep_versions": intField("Versions kept; the mount's where the role has none."), "allow_partial": boolField("Whether nodes may be down."),
 		"state": stringField("idle, rotating, grace, suspended or drifted."), "version": intField("Current version."),
-		"versions":       mapField("Stage and times of each version kept, by number."),
-		"last_rotation":  stringField("When the current version was promoted, RFC 3339."),
-		"next_rotation":  stringField("Stored time of the next scheduled rotation, RFC 3339."),
-		"rotation_id":    stringField("Rotation under way."),
-		"last_error":     stringField("Why the last rotation failed, or what the running one waits for."),
-		"last_run":       stringField("Id and outcome of the last rotation."),
-		"suspended":      stringField("Why scheduled rotations have stopped."),
-		"drift":          stringField("How the target differs from what is stored."),
-		"retry_at":       stringField("Not before then a failed scheduled rotation is tried again, RFC 3339."),
-		"missed_nodes":   listField("Nodes that were passed over."),
-		"next_rotations": listField("The next three slots of the schedule."),
+		"versions":      mapField("Stage and times of each version kept, by number."),
+		"last_rotation": stringField("When the current version was promoted, RFC 3339."),
+		"rotation_id":   stringField("Rotation under way."),
+		"last_error":    stringField("Why the last rotation failed, or what the running one waits for."),
+		"last_run":      stringField("Id and outcome of the last rotation."),
+		"suspended":     stringField("Why scheduled rotations have stopped."),
+		"drift":         stringField("How the target differs from what is stored."),
+		"retry_at":      stringField("Not before then a failed scheduled rotation is tried again, RFC 3339."),
+		"missed_nodes":  listField("Nodes that were passed over."),
 	}
+	maps.Copy(fields, scheduleAnswer())
+	return fields
 }
 
 func (b *backend) listRoles(ctx context.Context, _ *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
@@ -164,12 +161,12 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 		"kind": r.Kind, "description": r.Description, "connection": r.Connection, "username": r.Spec.Username,
 		"strategy": string(r.Spec.Strategy), "password_policy": r.Spec.PasswordPolicy, "length": int64(r.Spec.Length),
 		"encoding": r.Spec.Encoding, "prefix": r.Spec.Prefix, "previous_field": r.Spec.PreviousField,
-		"rotation_period": seconds(r.Schedule.Period), "rotation_schedule": r.Schedule.Cron, "rotation_window": seconds(r.Schedule.Window),
-		"disable_automated_rotation": r.Schedule.Disabled, "grace_period": seconds(r.Grace(c)), "keep_versions": int64(keep),
+		"grace_period": seconds(r.Grace(c)), "keep_versions": int64(keep),
 		"allow_partial": r.AllowPartial, "state": r.State(), "version": currentNumber(r), "versions": versionInfo(r),
-		"last_rotation": formatTime(r.LastRotation), "next_rotation": formatTime(r.Next), "suspended": r.Suspended,
+		"last_rotation": formatTime(r.LastRotation), "suspended": r.Suspended,
 		"retry_at": formatTime(r.RetryAt),
 	}
+	describeSchedule(r, data)
 	describeRun(r, data)
 	return &logical.Response{Data: data}, nil
 }
@@ -213,7 +210,7 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	if h, err := b.createdBy(ctx, d.Get("name").(string), req.ID); err != nil {
 		return nil, err
 	} else if h != nil {
-		return b.answerOne(ctx, req, h.ID, d.Get("name").(string), rotation.Over, forward)
+		return b.answerCreated(ctx, req, h.ID, d.Get("name").(string))
 	}
 	r := &rotation.Role{Name: d.Get("name").(string)}
 	r.Kind, r.Connection = d.Get("kind").(string), d.Get("connection").(string)
@@ -242,11 +239,20 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
-	resp, err := b.answerOne(ctx, req, h.ID, r.Name, rotation.Over, forward)
-	if resp != nil && err == nil {
-		resp.Warnings = append(resp.Warnings, schedule.Notes(r.Schedule)...)
+	return b.answerCreated(ctx, req, h.ID, r.Name)
+}
+
+func (b *backend) answerCreated(ctx context.Context, req *logical.Request, id, name string) (*logical.Response, error) {
+	resp, err := b.answerOne(ctx, req, id, name, rotation.Over, forward)
+	if err != nil {
+		return nil, err
 	}
-	return resp, err
+	r, err := b.engine.Store().Role(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	tellNext(resp, r)
+	return resp, nil
 }
 
 // createdBy returns the rotation that created a role for a request: Vault sends
@@ -307,7 +313,6 @@ func (b *backend) updateRole(ctx context.Context, req *logical.Request, d *frame
 	if err := b.checkPolicy(ctx, d); err != nil {
 		return nil, err
 	}
-	var notes []string
 	err = b.engine.Update(ctx, name, func(r *rotation.Role) error {
 		k := b.entry(r.Kind)
 		if k == nil {
@@ -322,16 +327,20 @@ func (b *backend) updateRole(ctx context.Context, req *logical.Request, d *frame
 		if err := applyRole(r, k, c, req, d); err != nil {
 			return badRequest("%w", err)
 		}
-		notes = schedule.Notes(r.Schedule)
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &logical.Response{
-		Data:     map[string]any{"summary": fmt.Sprintf("role %q changed", name), "follow": "vault read " + req.MountPoint + "roles/" + name},
-		Warnings: notes,
-	}, nil
+	changed, err := b.engine.Store().Role(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	resp := &logical.Response{
+		Data: map[string]any{"summary": fmt.Sprintf("role %q changed", name), "follow": "vault read " + req.MountPoint + "roles/" + name},
+	}
+	tellNext(resp, changed)
+	return resp, nil
 }
 
 // checkPolicy refuses a password policy that makes no passwords.
@@ -362,7 +371,7 @@ func fixed(r *rotation.Role, d *framework.FieldData) error {
 // freeWhileRotating are the fields that a running rotation does not mind.
 var freeWhileRotating = []string{
 	"name", "kind", "connection", "username", "description", "grace_period",
-	"rotation_period", "rotation_schedule", "rotation_window", "disable_automated_rotation",
+	"rotation_period", "rotation_schedule", "rotation_timezone", "rotation_window", "jitter", "missed_policy", "disable_automated_rotation",
 }
 
 func onlyWhileRotating(r *rotation.Role, req *logical.Request) error {
@@ -370,7 +379,8 @@ func onlyWhileRotating(r *rotation.Role, req *logical.Request) error {
 		return nil
 	}
 	for name := range req.Data {
-		if !slices.Contains(freeWhileRotating, name) {
+		// Promotion sets the next time; one that is given before would not last.
+		if free := slices.Contains(freeWhileRotating, name) || name == "next_rotation" && r.Run.Promoted; !free {
 			return &rotation.Conflict{Rotation: r.Run.Rotation, Text: fmt.Sprintf(
 				"role %q is in rotation %s; while it rotates only description, grace_period and its schedule may be written, not %s",
 				r.Name, r.Run.Rotation, name)}
@@ -427,38 +437,6 @@ func kindFields(k *kindEntry, req *logical.Request) error {
 		}
 	}
 	return nil
-}
-
-// applySchedule sets schedule and grace together: a slot must not come before
-// the rotation of the one before it can have ended.
-func applySchedule(r *rotation.Role, c rotation.Config, req *logical.Request, d *framework.FieldData) error {
-	if _, ok := d.GetOk("rotation_period"); ok {
-		r.Schedule.Period = duration(d, "rotation_period")
-		if given := req.Data["rotation_period"]; r.Schedule.Period == 0 && !cleared(given) {
-			return fmt.Errorf("rotation_period is %v; it must be at least %s, or empty for none", given, schedule.Minimum)
-		}
-	}
-	setString(d, "rotation_schedule", &r.Schedule.Cron, "")
-	if _, ok := d.GetOk("rotation_window"); ok {
-		r.Schedule.Window = duration(d, "rotation_window")
-	}
-	if v, ok := d.GetOk("disable_automated_rotation"); ok {
-		r.Schedule.Disabled = v.(bool)
-	}
-	if v, ok := req.Data["grace_period"]; ok {
-		grace := duration(d, "grace_period")
-		r.GracePeriod = &grace
-		if cleared(v) {
-			r.GracePeriod = nil
-		}
-		if grace < 0 || grace > 90*24*time.Hour {
-			return fmt.Errorf("grace_period is %s; it may be 0 to 2160h", grace)
-		}
-	}
-	if err := schedule.Validate(r.Schedule); err != nil {
-		return err
-	}
-	return schedule.CheckGap(r.Schedule, rotation.Longest(r.Grace(c)))
 }
 
 // cleared reports whether a field was given as empty.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -138,10 +139,17 @@ func (b *backend) reachable(ctx context.Context, r *rotation.Role) error {
 
 func (b *backend) notFrozen(ctx context.Context) error {
 	c, err := b.engine.LoadConfig(ctx)
-	if err == nil && c.Freeze {
-		return conflict("the mount is frozen; write config freeze=false to rotate")
+	if err != nil || !c.Frozen(time.Now()) {
+		return err
 	}
-	return err
+	until, why := "", ""
+	if !c.FreezeUntil.IsZero() {
+		until = " until " + formatTime(c.FreezeUntil)
+	}
+	if c.FreezeReason != "" {
+		why = " (" + c.FreezeReason + ")"
+	}
+	return conflict("the mount is frozen%s%s; write config freeze=false to rotate before", until, why)
 }
 
 // plan is dry_run: what a rotation would do, and what it would meet.

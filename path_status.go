@@ -24,6 +24,7 @@ func (b *backend) pathStatus() []*framework.Path {
 					"running": listField("Roles in a rotation, first twenty."), "failed": listField("Roles whose last rotation failed, first twenty."),
 					"drifted": listField("Roles whose target differs from what is stored, first twenty."),
 					"counts":  mapField("How many there are of each."), "next": stringField("The next scheduled rotation."), "frozen": boolField("Whether new rotations are stopped."),
+					"frozen_until": stringField("When that ends by itself, RFC 3339."), "freeze_reason": stringField("Why they are stopped."),
 					"follow": stringField("The next command to type."),
 				},
 			}.handler(nil),
@@ -60,7 +61,10 @@ func (b *backend) status(ctx context.Context, req *logical.Request, _ *framework
 	if err != nil {
 		return nil, err
 	}
-	data := map[string]any{"roles": int64(roles), "next": next, "frozen": c.Freeze, "follow": "vault list " + req.MountPoint + "rotations"}
+	data := map[string]any{"roles": int64(roles), "next": next, "frozen": c.Frozen(now), "follow": "vault list " + req.MountPoint + "rotations"}
+	if c.Frozen(now) {
+		data["frozen_until"], data["freeze_reason"] = formatTime(c.FreezeUntil), c.FreezeReason
+	}
 	counts := map[string]any{}
 	for in, names := range lists {
 		slices.Sort(names)

@@ -70,7 +70,8 @@ func (e *Engine) Update(ctx context.Context, name string, mutate func(*Role) err
 			return nil
 		}
 		r.RetryAt = time.Time{}
-		if !stored.IsZero() && !stored.After(now) { // it was due, and is not any more
+		taken := r.Run != nil && !r.Run.Promoted // it is being served
+		if !stored.IsZero() && !stored.After(now) && !taken {
 			_, passed := schedule.Served(before, r.Name, stored, now)
 			r.miss(schedule.Passed{Count: 1, Last: stored})
 			r.miss(passed)

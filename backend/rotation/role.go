@@ -45,7 +45,7 @@ type Role struct {
 	// own; LastMissed is the latest of them.
 	MissedSlots int       `json:"missed_slots,omitempty"`
 	LastMissed  time.Time `json:"last_missed,omitzero"`
-	LastRun      *Ending   `json:"last_run,omitempty"`
+	LastRun     *Ending   `json:"last_run,omitempty"`
 	// Failures counts scheduled rotations that failed in a row; the next try is
 	// not before RetryAt.
 	Failures int       `json:"failures,omitempty"`
