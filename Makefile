@@ -40,8 +40,11 @@ dev: ## the same servers, left running to play with
 
 .PHONY: test
 test: test-needs ## all tests: unit, fault injection, real Redis, real Vault
-	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
-	CGO_ENABLED=1 go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./...
+	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT CGO_ENABLED=1 && \
+	FAULT_POINTS_FILE=$$(mktemp) && export FAULT_POINTS_FILE && trap 'rm -f "$$FAULT_POINTS_FILE"' EXIT && \
+	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) $$(go list ./... | grep -v '/test/proof$$') && \
+	cat "$$FAULT_POINTS_FILE" && \
+	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -v ./test/proof
 
 .PHONY: e2e
 e2e: test-needs ## only the scripted scenarios of test/e2e/testdata (RUN=name for one)
