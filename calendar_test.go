@@ -103,6 +103,8 @@ func TestCalendarMistakes(t *testing.T) {
 		{"roles/daily", "jitter", "-1s", "negative"},
 		{"roles/hand", "jitter", "1h", "neither rotation_period nor rotation_schedule"},
 		{"roles/daily", "missed_policy", "sometimes", "at_once"},
+		{"roles/daily", "apart_from", "hand", "give both"},
+		{"roles/daily", "apart_by", "1h", "give both"},
 		{"roles/hand", "missed_policy", "next", "neither"},
 		{"roles/daily", "next_rotation", "soon", "a time like"},
 		{"roles/daily", "next_rotation", "2020-01-01T00:00:00Z", "has passed"},
@@ -123,7 +125,56 @@ func TestCalendarMistakes(t *testing.T) {
 	require.Equal(t, http.StatusBadRequest, m.write("config", map[string]any{"freeze": true, "freeze_until": "2020-01-01T00:00:00Z"}).code)
 	require.Equal(t, http.StatusBadRequest, m.write("config", map[string]any{"freeze": true, "freeze_reason": "two\nlines"}).code)
 	require.Equal(t, http.StatusBadRequest, m.write("roles/daily", map[string]any{"rotation_window": "1h", "missed_policy": "at_once"}).code)
+	for says, data := range map[string]map[string]any{
+		"another role": {"apart_from": "daily", "apart_by": "1h"},
+		"a name":       {"apart_from": "a/b", "apart_by": "1h"},
+		"shorter":      {"apart_from": "hand", "apart_by": "24h"},
+	} {
+		r := m.write("roles/daily", data)
+		require.Equal(t, http.StatusBadRequest, r.code, says)
+		require.Contains(t, r.message, "apart_")
+	}
+	require.Equal(t, http.StatusBadRequest, m.write("roles/hand", map[string]any{"apart_from": "daily", "apart_by": "1h"}).code)
 	require.Equal(t, stored, m.storage.dump(t), "something was stored")
+}
+
+// TestPairsKeepTheirDistance: both are due, and only one begins; the other
+// stays due until the first has ended long enough ago.
+func TestPairsKeepTheirDistance(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	for name, other := range map[string]string{"blue": "green", "green": "blue"} {
+		m.must("roles/"+name, map[string]any{
+			"kind": "api-key", "rotation_period": "24h", "grace_period": "0", "apart_from": other, "apart_by": "6h",
+		})
+	}
+	m.b.Cleanup(context.Background())
+	long := func(r *rotation.Role) {
+		r.Next = time.Now().Add(-30 * time.Minute)
+		r.LastRotation, r.LastRun.At = time.Now().Add(-25*time.Hour), time.Now().Add(-25*time.Hour)
+	}
+	m.alter("blue", long)
+	m.alter("green", long)
+	m.start()
+	require.NoError(t, m.b.PeriodicFunc(context.Background(), &logical.Request{Storage: m.storage}))
+	require.Eventually(t, func() bool { return m.creds("blue")["version"] == int64(2) && m.role("blue").Run == nil }, patience, glance)
+	require.EqualValues(t, 1, m.creds("green")["version"])
+	require.EqualValues(t, 0, m.creds("green")["ttl"], "it stays due")
+	require.Equal(t, []string{"api-key/green"}, m.read("status").data["due"])
+
+	m.b.Cleanup(context.Background())
+	m.start() // whoever takes over waits as well
+	require.NoError(t, m.b.PeriodicFunc(context.Background(), &logical.Request{Storage: m.storage}))
+	m.must("rotate/api-key/green", nil) // by hand it does not wait
+	require.EqualValues(t, 2, m.creds("green")["version"])
+	m.b.Cleanup(context.Background())
+	m.alter("blue", long)
+	m.alter("green", func(r *rotation.Role) {
+		r.LastRotation, r.LastRun.At = time.Now().Add(-7*time.Hour), time.Now().Add(-7*time.Hour)
+	})
+	m.start()
+	require.NoError(t, m.b.PeriodicFunc(context.Background(), &logical.Request{Storage: m.storage}))
+	require.Eventually(t, func() bool { return m.creds("blue")["version"] == int64(3) }, patience, glance, "long enough ago")
 }
 
 func TestFreezeSaysUntilWhenAndWhy(t *testing.T) {

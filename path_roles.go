@@ -57,8 +57,8 @@ func (b *backend) pathRoles() []*framework.Path {
 			HelpDescription: `Creating a role adopts the secret its user has (initial_password, initial_value), proven by a login, or makes
 the first version. Where the user has a password that was not given, the request is refused unless
 overwrite_existing=true. While a role rotates only its schedule, grace_period and description may be
-written. A write answers with the next three times at which the role rotates by itself. Deleting one leaves its secret working, and keeps it for 30 days: creating the role again goes on
-with its version numbers.`,
+written. A write answers with the next three times at which the role rotates by itself. Deleting one leaves
+its secret working, and keeps it for 30 days: creating the role again goes on with its version numbers.`,
 		},
 	}
 }
@@ -371,7 +371,8 @@ func fixed(r *rotation.Role, d *framework.FieldData) error {
 // freeWhileRotating are the fields that a running rotation does not mind.
 var freeWhileRotating = []string{
 	"name", "kind", "connection", "username", "description", "grace_period",
-	"rotation_period", "rotation_schedule", "rotation_timezone", "rotation_window", "jitter", "missed_policy", "disable_automated_rotation",
+	"rotation_period", "rotation_schedule", "rotation_timezone", "rotation_window", "jitter", "missed_policy", "apart_from", "apart_by",
+	"disable_automated_rotation",
 }
 
 func onlyWhileRotating(r *rotation.Role, req *logical.Request) error {

@@ -1,6 +1,7 @@
 package harmonyflow
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -21,6 +22,8 @@ func scheduleFields() map[string]*framework.FieldSchema {
 		"jitter":                     {Type: framework.TypeDurationSecond, Description: "Delay each slot by up to this, always the same for a role and slot, so that roles of one schedule do not all rotate at once."},
 		"missed_policy":              {Type: framework.TypeString, Description: "What becomes of a slot that could not be served: at_once (it stays due; default without a window) or next (it is passed over when its window, or an hour, has ended)."},
 		"next_rotation":              {Type: framework.TypeString, Description: "Set the next time once: RFC 3339, or a duration from now. Any rotation before it computes the next time anew; empty does so now."},
+		"apart_from":                 {Type: framework.TypeString, Description: "Role that this one must not rotate close to, for example the other of a pair. Set it at both; rotations by hand do not wait."},
+		"apart_by":                   {Type: framework.TypeDurationSecond, Description: "A due slot waits until the last rotation of apart_from ended this long ago."},
 		"disable_automated_rotation": {Type: framework.TypeBool, Description: "Keep the schedule and do not act on it."},
 	}
 }
@@ -30,6 +33,7 @@ func scheduleAnswer() map[string]*framework.FieldSchema {
 		"rotation_period": durationField("Period, in seconds."), "rotation_schedule": stringField("Cron."),
 		"rotation_timezone": stringField("Time zone of the cron."), "rotation_window": durationField("Window, in seconds."),
 		"jitter": durationField("Greatest delay of a slot, in seconds."), "missed_policy": stringField("at_once or next, as it applies."),
+		"apart_from": stringField("Role to keep a distance from."), "apart_by": durationField("The distance, in seconds."),
 		"disable_automated_rotation": boolField("Whether the schedule is off."),
 		"next_rotation":              stringField("Stored time of the next scheduled rotation, RFC 3339. One that has passed is due."),
 		"next_rotations":             listField("The next three times, RFC 3339."),
@@ -47,6 +51,7 @@ func describeSchedule(r *rotation.Role, data map[string]any) {
 	s := r.Schedule
 	data["rotation_period"], data["rotation_schedule"], data["rotation_timezone"] = seconds(s.Period), s.Cron, s.Zone
 	data["rotation_window"], data["jitter"], data["missed_policy"] = seconds(s.Window), seconds(s.Jitter), s.Policy()
+	data["apart_from"], data["apart_by"] = r.ApartFrom, seconds(r.ApartBy)
 	data["disable_automated_rotation"], data["next_rotation"] = s.Disabled, formatTime(r.Next)
 	data["next_rotations"] = nextRotations(r)
 	data["missed_slots"], data["last_missed"] = int64(r.MissedSlots), formatTime(r.LastMissed)
@@ -84,7 +89,8 @@ func applySchedule(r *rotation.Role, c rotation.Config, req *logical.Request, d 
 	setString(d, "rotation_schedule", &s.Cron, "")
 	setString(d, "rotation_timezone", &s.Zone, "")
 	setString(d, "missed_policy", &s.Missed, "")
-	for name, to := range map[string]*time.Duration{"rotation_window": &s.Window, "jitter": &s.Jitter} {
+	setString(d, "apart_from", &r.ApartFrom, "")
+	for name, to := range map[string]*time.Duration{"rotation_window": &s.Window, "jitter": &s.Jitter, "apart_by": &r.ApartBy} {
 		if _, ok := d.GetOk(name); ok {
 			*to = duration(d, name)
 		}
@@ -101,7 +107,29 @@ func applySchedule(r *rotation.Role, c rotation.Config, req *logical.Request, d 
 	if err := schedule.CheckGap(*s, rotation.Longest(r.Grace(c))); err != nil {
 		return err
 	}
+	if err := checkApart(r); err != nil {
+		return err
+	}
 	return applyNext(r, d)
+}
+
+// checkApart does not ask for the other role: of a pair one is created first.
+func checkApart(r *rotation.Role) error {
+	if r.ApartFrom == "" && r.ApartBy == 0 {
+		return nil
+	}
+	gap := schedule.SmallestGap(r.Schedule)
+	switch {
+	case r.ApartFrom == "" || r.ApartBy == 0:
+		return fmt.Errorf("apart_from is %.64q and apart_by is %s; give both or clear both", r.ApartFrom, r.ApartBy)
+	case checkName(r.ApartFrom) != nil || r.ApartFrom == r.Name:
+		return fmt.Errorf("apart_from is %.64q; give the name of another role", r.ApartFrom)
+	case gap == 0:
+		return errors.New("apart_from is for scheduled rotations, and there is neither rotation_period nor rotation_schedule; clear it or give one of them")
+	case r.ApartBy >= gap:
+		return fmt.Errorf("apart_by is %s, but the role rotates again after %s; the distance must be shorter than that", r.ApartBy, gap)
+	}
+	return nil
 }
 
 func applyGrace(r *rotation.Role, req *logical.Request, d *framework.FieldData) error {

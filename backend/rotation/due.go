@@ -230,15 +230,19 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 	if err != nil {
 		return err
 	}
-	scheduled := map[string][]string{}
+	var begin []*Role
 	var heal []string
 	for i, r := range roles {
 		switch e.whatIsDue(ctx, r, names[i], due[names[i]], now) {
 		case Scheduled:
-			scheduled[r.Kind] = append(scheduled[r.Kind], r.Name)
+			begin = append(begin, r)
 		case Reconcile:
 			heal = append(heal, r.Name)
 		}
+	}
+	scheduled := map[string][]string{}
+	for _, r := range e.keepApart(begin, now) {
+		scheduled[r.Kind] = append(scheduled[r.Kind], r.Name)
 	}
 	for _, names := range scheduled {
 		if err := e.beginQuietly(ctx, Request{Trigger: Scheduled, Roles: names}); err != nil {
@@ -286,11 +290,15 @@ func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now ti
 		return ""
 	}
 	// What is passed over is stored before anything that follows is served.
-	if ok, moved, _ := schedule.Due(r.Schedule, r.Name, r.Next, now); ok && moved.IsZero() {
-		return Scheduled
+	if ok, moved, _ := schedule.Due(r.Schedule, r.Name, r.Next, now); !ok || !moved.IsZero() {
+		e.moveSlot(ctx, r.Name)
+		return ""
 	}
-	e.moveSlot(ctx, r.Name)
-	return ""
+	if free := e.apart(ctx, r, now); !free.IsZero() {
+		e.due.note(name, free)
+		return ""
+	}
+	return Scheduled
 }
 
 // dropStale removes a due entry that its role does not confirm, and notes what

@@ -32,6 +32,10 @@ type Role struct {
 	GracePeriod  *time.Duration `json:"grace_period,omitempty"`  // nil: the mount's
 	KeepVersions int            `json:"keep_versions,omitempty"` // 0: the mount's
 	AllowPartial bool           `json:"allow_partial,omitempty"`
+	// A scheduled rotation waits until the last one of another role ended this
+	// long ago; see Engine.apart.
+	ApartFrom string        `json:"apart_from,omitempty"`
+	ApartBy   time.Duration `json:"apart_by,omitempty"`
 
 	version.Set
 
