@@ -14,18 +14,17 @@ type calendar struct {
 	zone *time.Location
 }
 
-// newCalendar reads what Validate accepts. What it does not never fires.
+// newCalendar reads what Validate accepts. A cron that it does not never fires.
 func newCalendar(spec Spec, role string) calendar {
-	c := calendar{Spec: spec, role: role}
+	c := calendar{role: role}
 	if !automatic(spec) {
-		return calendar{}
+		return c
 	}
-	var err error
-	if c.zone, err = zone(spec.Zone); err == nil && spec.Cron != "" {
-		c.cron, err = parse(spec.Cron)
-	}
-	if err != nil {
-		return calendar{}
+	c.Spec = spec
+	cron, badCron := parse(spec.Cron)
+	in, badZone := zone(spec.Zone)
+	if badCron == nil && badZone == nil {
+		c.cron, c.zone = cron, in
 	}
 	return c
 }
@@ -49,9 +48,9 @@ func (c calendar) delayed(slot time.Time) time.Time {
 	if slot.IsZero() || c.Jitter < time.Second {
 		return slot
 	}
-	hash := sha256.Sum256(binary.BigEndian.AppendUint64([]byte(c.role), uint64(slot.Unix())))
-	delay := binary.BigEndian.Uint64(hash[:]) % uint64(c.Jitter/time.Second)
-	return slot.Add(time.Duration(delay) * time.Second)
+	hash := sha256.Sum256(slot.UTC().AppendFormat([]byte(c.role+" "), time.RFC3339))
+	seconds := time.Duration(binary.BigEndian.Uint32(hash[:])) % (c.Jitter / time.Second)
+	return slot.Add(seconds * time.Second)
 }
 
 // next is when the role rotates next, strictly after a time.
@@ -71,6 +70,27 @@ func (c calendar) next(after time.Time) time.Time {
 		}
 	}
 	return first
+}
+
+// served is Served.
+func (c calendar) served(next, now time.Time) (following time.Time, passed Passed) {
+	following = c.next(now)
+	if c.Period > 0 || next.IsZero() || next.After(now) {
+		return following, passed // periods begin anew with each rotation
+	}
+	return following, c.pass(next, now.Add(1))
+}
+
+// due is Due.
+func (c calendar) due(next, now time.Time) (due bool, moved time.Time, passed Passed) {
+	if !automatic(c.Spec) || next.IsZero() || now.Before(next) {
+		return false, time.Time{}, Passed{}
+	}
+	if c.patience() == 0 || now.Before(c.opened(next).Add(c.patience())) {
+		return true, time.Time{}, Passed{}
+	}
+	moved, passed = c.move(next, now)
+	return !moved.IsZero() && !moved.After(now), moved, passed
 }
 
 // opened is when the window of a stored time began: at its slot, whatever the

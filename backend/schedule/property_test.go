@@ -153,8 +153,10 @@ func requirePassedOver(t *rapid.T, spec schedule.Spec, stored, moved, now time.T
 
 // What users type must never panic, and what is accepted must fire.
 func TestValidateOfAnything(t *testing.T) {
-	piece := rapid.SampledFrom([]string{"0", "7", "31", "*", "/", "-", ",", " ", "  ", "?", "@", "@every ", "@daily",
-		"TZ=", "CRON_TZ=UTC ", "MON", "sun", "99", "L", "#", "\x00", "é", "\xff"})
+	piece := rapid.SampledFrom([]string{
+		"0", "7", "31", "*", "/", "-", ",", " ", "  ", "?", "@", "@every ", "@daily",
+		"TZ=", "CRON_TZ=UTC ", "MON", "sun", "99", "L", "#", "\x00", "é", "\xff",
+	})
 	rapid.Check(t, func(t *rapid.T) {
 		spec := schedule.Spec{
 			Cron:   strings.Join(rapid.SliceOfN(piece, 0, 20).Draw(t, "pieces"), ""),

@@ -208,13 +208,7 @@ func NextN(spec Spec, role string, stored time.Time, n int) []time.Time {
 // time to store in its stead, and the slots that came while that one waited and
 // are made up for by this rotation.
 func Served(spec Spec, role string, next, now time.Time) (following time.Time, passed Passed) {
-	c := newCalendar(spec, role)
-	now = onTheWall(now)
-	following = c.next(now)
-	if c.Period > 0 || next.IsZero() || next.After(now) {
-		return following, passed // periods begin anew with each rotation
-	}
-	return following, c.pass(next, now.Add(1))
+	return newCalendar(spec, role).served(onTheWall(next), onTheWall(now))
 }
 
 // Due says whether the stored next time has come.
@@ -226,18 +220,7 @@ func Served(spec Spec, role string, next, now time.Time) (following time.Time, p
 // due says whether the moved one is due already. Otherwise moved is zero and
 // the stored time stays.
 func Due(spec Spec, role string, next, now time.Time) (due bool, moved time.Time, passed Passed) {
-	if !automatic(spec) || next.IsZero() || now.Before(next) {
-		return false, time.Time{}, Passed{}
-	}
-	if spec.patience() == 0 || now.Before(next.Add(spec.patience()-spec.Jitter)) {
-		return true, time.Time{}, Passed{}
-	}
-	c := newCalendar(spec, role)
-	if now.Before(c.opened(next).Add(c.patience())) {
-		return true, time.Time{}, Passed{}
-	}
-	moved, passed = c.move(onTheWall(next), onTheWall(now))
-	return !moved.IsZero() && !moved.After(now), moved, passed
+	return newCalendar(spec, role).due(onTheWall(next), onTheWall(now))
 }
 
 // onTheWall drops the monotonic clock: times are for storage, and compared with

@@ -118,8 +118,8 @@ func TestADayThatIsSkipped(t *testing.T) {
 
 func requireSlots(t *testing.T, spec schedule.Spec, turn time.Time, want []time.Time) {
 	t.Helper()
-	got := []time.Time(nil)
-	for slot := schedule.Next(spec, role, turn.Add(-26*time.Hour)); slot.Before(turn.Add(26 * time.Hour)); slot = schedule.Next(spec, role, slot) {
+	got, c := []time.Time(nil), schedule.NewCalendar(spec, role)
+	for slot := c.Next(turn.Add(-26 * time.Hour)); slot.Before(turn.Add(26 * time.Hour)); slot = c.Next(slot) {
 		got = append(got, slot)
 	}
 	if len(want) == 0 && len(got) == 0 {
