@@ -47,7 +47,7 @@ func (e *Engine) keepApart(roles []*Role, now time.Time) []*Role {
 	var out []*Role
 	for _, r := range roles {
 		if slices.ContainsFunc(out, func(o *Role) bool { return o.ApartFrom == r.Name || r.ApartFrom == o.Name }) {
-			e.due.note(r.Name, now.Add(apartPause))
+			e.due.again(r.Name, now.Add(apartPause))
 			continue
 		}
 		out = append(out, r)

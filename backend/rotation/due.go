@@ -90,20 +90,34 @@ func (q *dueQueue) begunLocked(now time.Time) []time.Time {
 
 func hourOf(t time.Time) time.Time { return t.UTC().Truncate(time.Hour) }
 
-// note records that role is to be looked at; zero: not any more.
+// note records that role is to be looked at, as its entry in storage says; zero:
+// not any more.
 func (q *dueQueue) note(role string, at time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if old := q.at[role]; old != nil {
-		heap.Remove(&q.heap, old.index)
-		delete(q.at, role)
-	}
+	q.forgetLocked(role)
 	switch {
 	case at.IsZero():
 	case at.Before(q.loaded):
 		q.pushLocked(role, at)
 	default:
 		q.hours[hourOf(at)] = true
+	}
+}
+
+// again records that a role that is due is to be looked at later. It is kept
+// whatever the hour: storage has it under the hour in which it came due.
+func (q *dueQueue) again(role string, at time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.forgetLocked(role)
+	q.pushLocked(role, at)
+}
+
+func (q *dueQueue) forgetLocked(role string) {
+	if old := q.at[role]; old != nil {
+		heap.Remove(&q.heap, old.index)
+		delete(q.at, role)
 	}
 }
 
@@ -215,7 +229,7 @@ func (e *Engine) runDue() {
 	if err := e.startDue(ctx, due, now); err != nil {
 		e.o.Logger.Warn("due rotations cannot be started; trying again", "error", err)
 		for role := range due {
-			e.due.note(role, now.Add(pause(4)))
+			e.due.again(role, now.Add(pause(4)))
 		}
 	}
 }
@@ -286,7 +300,7 @@ func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now ti
 		if !c.FreezeUntil.IsZero() && c.FreezeUntil.Before(look) {
 			look = c.FreezeUntil
 		}
-		e.due.note(name, look)
+		e.due.again(name, look)
 		return ""
 	}
 	// What is passed over is stored before anything that follows is served.
@@ -295,7 +309,7 @@ func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now ti
 		return ""
 	}
 	if free := e.apart(ctx, r, now); !free.IsZero() {
-		e.due.note(name, free)
+		e.due.again(name, free)
 		return ""
 	}
 	return Scheduled
@@ -310,12 +324,12 @@ func (e *Engine) dropStale(ctx context.Context, name string, at time.Time) {
 	}
 	defer e.locks.unlock(name)
 	if err := e.st.settle(ctx); err != nil {
-		e.due.note(name, time.Now().Add(pause(4)))
+		e.due.again(name, time.Now().Add(pause(4)))
 		return
 	}
 	r, err := e.st.Role(ctx, name)
 	if err != nil {
-		e.due.note(name, time.Now().Add(pause(4)))
+		e.due.again(name, time.Now().Add(pause(4)))
 		return
 	}
 	var real time.Time
@@ -347,6 +361,6 @@ func (e *Engine) moveSlot(ctx context.Context, name string) {
 		return nil
 	})
 	if err != nil {
-		e.due.note(name, time.Now().Add(pause(4)))
+		e.due.again(name, time.Now().Add(pause(4)))
 	}
 }

@@ -95,3 +95,26 @@ func TestNoteWhileAnHourIsRead(t *testing.T) {
 		require.Contains(t, got, "c")
 	})
 }
+
+// A role that is due and has to wait, as on a frozen mount, is looked at again
+// in whatever hour that is: storage does not name it there.
+func TestWaitingOverTheHourIsNotForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := NewStore(&logical.InmemStorage{})
+		q := newDueQueue(st)
+		now := time.Now()
+		require.NoError(t, st.putDue(t.Context(), now.Add(59*time.Minute), "a"))
+		require.NoError(t, q.rebuild(t.Context()))
+		got, err := q.take(t.Context(), now.Add(59*time.Minute))
+		require.NoError(t, err)
+		require.Contains(t, got, "a")
+		again := now.Add(190 * time.Minute)
+		q.again("a", again)
+		got, err = q.take(t.Context(), again.Add(-1))
+		require.NoError(t, err)
+		require.Empty(t, got)
+		got, err = q.take(t.Context(), again)
+		require.NoError(t, err)
+		require.Contains(t, got, "a")
+	})
+}
