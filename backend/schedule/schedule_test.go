@@ -46,6 +46,8 @@ func TestValidateAccepts(t *testing.T) {
 		cron("@monthly"), cron("@yearly"), cron("@annually"),
 		{Cron: "0 3 * * *", Window: time.Minute},
 		{Cron: "0 3 * * *", Window: day},
+		{Cron: "0 3 * * *", Zone: "America/Argentina/Buenos_Aires", Window: time.Hour, Jitter: 59 * time.Minute, Missed: schedule.MissedNext},
+		{Cron: "@hourly", Zone: "Etc/GMT+5", Jitter: 30*time.Minute - time.Second, Missed: schedule.MissedAtOnce},
 		{Cron: "0 0 29 2 *", Window: 30 * day},
 	} {
 		require.NoError(t, schedule.Validate(spec), "%+v", spec)
@@ -96,6 +98,20 @@ func TestValidateRefuses(t *testing.T) {
 		"very long":                 {cron(strings.Repeat("1,", 300) + "1 * * * *"), []string{"characters long", "512"}},
 		"never fires: 30 February":  {cron("0 0 30 2 *"), []string{`"0 0 30 2 *"`, "never fires"}},
 		"never fires: 31st, short":  {cron("0 0 31 2,4,6,9,11 *"), []string{"never fires"}},
+		"zone without schedule":     {schedule.Spec{Period: day, Zone: "Europe/Berlin"}, []string{"rotation_timezone", "with a schedule only"}},
+		"zone that is none":         {schedule.Spec{Cron: "@daily", Zone: "Mars/Olympus"}, []string{`"Mars/Olympus"`, "Europe/Berlin"}},
+		"zone of the node":          {schedule.Spec{Cron: "@daily", Zone: "Local"}, []string{`"Local"`, "IANA"}},
+		"zone with leap seconds":    {schedule.Spec{Cron: "@daily", Zone: "right/Europe/Berlin"}, []string{"IANA"}},
+		"zone that is a path":       {schedule.Spec{Cron: "@daily", Zone: "../../etc/passwd"}, []string{"IANA"}},
+		"jitter alone":              {schedule.Spec{Jitter: time.Hour}, []string{"jitter is 1h", "neither rotation_period nor rotation_schedule"}},
+		"jitter of half the gap":    {schedule.Spec{Cron: "0 3,9 * * *", Jitter: 3 * time.Hour}, []string{"jitter is 3h", "6h apart", "less than half"}},
+		"jitter of half the period": {schedule.Spec{Period: time.Hour, Jitter: 30 * time.Minute}, []string{"jitter is 30m", "less than half"}},
+		"jitter of a part second":   {schedule.Spec{Period: time.Hour, Jitter: time.Millisecond}, []string{"at least 1s"}},
+		"negative jitter":           {schedule.Spec{Period: time.Hour, Jitter: -time.Minute}, []string{"jitter is -1m", "at least 1s"}},
+		"jitter beyond the window":  {schedule.Spec{Cron: "@daily", Window: time.Hour, Jitter: time.Hour}, []string{"jitter is 1h", "rotation_window is 1h", "shorter"}},
+		"policy that is none":       {schedule.Spec{Period: time.Hour, Missed: "never"}, []string{`"never"`, "at_once", "next"}},
+		"policy alone":              {schedule.Spec{Missed: schedule.MissedNext}, []string{"missed_policy is next", "neither"}},
+		"at_once within a window":   {schedule.Spec{Cron: "@daily", Window: time.Hour, Missed: schedule.MissedAtOnce}, []string{"missed_policy is at_once", "rotation_window is 1h", "clear one"}},
 		"never fires, while off":    {schedule.Spec{Cron: "0 0 30 2 *", Disabled: true}, []string{"never fires"}},
 		"never fires, with window":  {schedule.Spec{Cron: "0 0 30 2 *", Window: time.Hour}, []string{"never fires"}},
 		"short period, while off":   {schedule.Spec{Period: time.Second, Disabled: true}, []string{"at least 1m"}},
@@ -219,6 +235,36 @@ func TestDue(t *testing.T) {
 	due, moved, _ := schedule.Due(spec, role, time.Time{}, at(t, next))
 	require.False(t, due, "nothing is stored")
 	require.Zero(t, moved)
+}
+
+func TestMissedPolicyNext(t *testing.T) {
+	const next = "2026-03-01 03:00"
+	for name, c := range map[string]struct {
+		spec         schedule.Spec
+		now          string
+		due          bool
+		moved, last  string
+		passedSoMany int
+	}{
+		"within an hour":   {schedule.Spec{Cron: "0 3 * * *", Missed: schedule.MissedNext}, "2026-03-01 03:59:59", true, "", "", 0},
+		"after an hour":    {schedule.Spec{Cron: "0 3 * * *", Missed: schedule.MissedNext}, "2026-03-01 04:00", false, "2026-03-02 03:00", next, 1},
+		"days later":       {schedule.Spec{Cron: "0 3 * * *", Missed: schedule.MissedNext}, "2026-03-04 03:30", true, "2026-03-04 03:00", "2026-03-03 03:00", 3},
+		"period":           {schedule.Spec{Period: day, Missed: schedule.MissedNext}, "2026-03-03 04:00", false, "2026-03-04 03:00", "2026-03-03 03:00", 3},
+		"period, due":      {schedule.Spec{Period: day, Missed: schedule.MissedNext}, "2026-03-03 03:59", true, "2026-03-03 03:00", "2026-03-02 03:00", 2},
+		"at once, at last": {schedule.Spec{Period: day, Missed: schedule.MissedAtOnce}, "2026-03-09 03:00", true, "", "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			due, moved, passed := schedule.Due(c.spec, role, at(t, next), at(t, c.now))
+			require.Equal(t, c.due, due)
+			require.Equal(t, c.passedSoMany, passed.Count)
+			if c.moved == "" {
+				require.Zero(t, moved)
+				return
+			}
+			require.Equal(t, at(t, c.moved), moved)
+			require.Equal(t, at(t, c.last), passed.Last)
+		})
+	}
 }
 
 // Vault's database engine computes the next time anew when a node becomes
