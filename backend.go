@@ -21,6 +21,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/buildinfo"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
 )
@@ -32,6 +33,7 @@ type backend struct {
 
 	storage     *storage.Fenced
 	connections *connection.Store
+	documents   *publish.Documents
 	engine      *rotation.Engine
 	kinds       []kindEntry
 
@@ -61,6 +63,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 	b := &backend{kinds: kinds(), answerWithin: answerWithin}
 	b.storage = storage.Fence(conf.StorageView)
 	b.connections = connection.NewStore(b.storage)
+	b.documents = publish.NewDocuments(b.storage)
 	b.engine = rotation.New(rotation.Options{
 		Storage:    b.storage,
 		Logger:     conf.Logger,
@@ -68,6 +71,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		Target:     b.target,
 		Generation: b.connections.Generation,
 		Source:     source{b},
+		Publish:    b.documents.Publish,
 		Active:     b.active,
 	})
 	b.Backend = &framework.Backend{
@@ -80,6 +84,9 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathConnections(),
 			b.pathRoles(),
 			b.pathCreds(),
+			b.pathDocuments(),
+			b.pathData(),
+			b.pathMetadata(),
 			b.pathRotate(),
 			b.pathRotations(),
 			b.pathRollback(),

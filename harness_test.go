@@ -211,6 +211,9 @@ func (m *mount) reply(req *logical.Request, resp *logical.Response, err error) r
 	}
 	if resp != nil {
 		r.data, r.warnings = resp.Data, resp.Warnings
+		if status, ok := resp.Data[logical.HTTPStatusCode].(int); ok { // a raw body
+			r.code = status
+		}
 	}
 	if r.code == 0 {
 		r.code = http.StatusOK
@@ -231,7 +234,8 @@ func (m *mount) check(req *logical.Request, resp *logical.Response, r reply) {
 	if path != nil {
 		m.exercised[path.Pattern+" "+string(req.Operation)] = true
 	}
-	if !strings.HasPrefix(req.Path, "creds/") || r.code >= 300 {
+	serves := strings.HasPrefix(req.Path, "creds/") || strings.HasPrefix(req.Path, "data/")
+	if !serves || r.code >= 300 {
 		raw, err := json.Marshal(map[string]any{"data": r.data, "warnings": r.warnings, "message": r.message})
 		require.NoError(m, err)
 		_, _ = fmt.Fprintf(&m.told, "%s %s: %s\n", req.Operation, req.Path, raw)

@@ -79,7 +79,10 @@ func roleFields() map[string]*framework.FieldSchema {
 		"length":             {Type: framework.TypeInt64, Description: "Characters of a new secret. Default 32."},
 		"encoding":           {Type: framework.TypeString, Description: "Characters of an api-key: alphanumeric (default), hex or base64url."},
 		"prefix":             {Type: framework.TypeString, Description: "Put before each api-key."},
-		"previous_field":     {Type: framework.TypeString, Description: "Name under which creds/ also carries the previous value of an api-key during grace; makes the strategy overlap."},
+		"previous_field":     {Type: framework.TypeString, Description: "Name under which creds/, and the role's document, also carry the previous secret during grace; makes the strategy of an api-key overlap."},
+		"document":           {Type: framework.TypeString, Description: "Document that the role fills, read at data/<document>. Given once."},
+		"field":              {Type: framework.TypeString, Description: "Field of the document that holds the secret. Given once."},
+		"username_field":     {Type: framework.TypeString, Description: "Field of the document that holds the user. Given once."},
 		"grace_period":       {Type: framework.TypeDurationSecond, Description: "How long the previous version stays accepted after promotion; empty for the mount's."},
 		"keep_versions":      {Type: framework.TypeInt64, Description: "How many versions are kept; 0 for the mount's. None that may still be accepted is ever forgotten."},
 		"allow_partial":      {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
@@ -93,6 +96,7 @@ func roleAnswer() map[string]*framework.FieldSchema {
 		"kind": stringField("Kind."), "description": stringField("Description."), "connection": stringField("Connection."),
 		"username": stringField("User."), "strategy": stringField("Strategy."), "password_policy": stringField("Policy."),
 		"length": intField("Length."), "encoding": stringField("Encoding."), "prefix": stringField("Prefix."), "previous_field": stringField("Field."),
+		"document": stringField("Document."), "field": stringField("Field of the secret."), "username_field": stringField("Field of the user."),
 		"grace_period":  durationField("Grace, in seconds; the mount's where the role has none."),
 		"keep_versions": intField("Versions kept; the mount's where the role has none."), "allow_partial": boolField("Whether nodes may be down."),
 		"state": stringField("idle, rotating, grace, suspended or drifted."), "version": intField("Current version."),
@@ -161,6 +165,7 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 		"kind": r.Kind, "description": r.Description, "connection": r.Connection, "username": r.Spec.Username,
 		"strategy": string(r.Spec.Strategy), "password_policy": r.Spec.PasswordPolicy, "length": int64(r.Spec.Length),
 		"encoding": r.Spec.Encoding, "prefix": r.Spec.Prefix, "previous_field": r.Spec.PreviousField,
+		"document": r.Document, "field": r.Field, "username_field": r.UsernameField,
 		"grace_period": seconds(r.Grace(c)), "keep_versions": int64(keep),
 		"allow_partial": r.AllowPartial, "state": r.State(), "version": currentNumber(r), "versions": versionInfo(r),
 		"last_rotation": formatTime(r.LastRotation), "suspended": r.Suspended,
@@ -229,6 +234,9 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	initial, err := initialMaterial(r, k, d)
 	if err != nil {
 		return refuse("%v", err)
+	}
+	if err := b.applyDocument(ctx, r, req, d); err != nil {
+		return nil, err
 	}
 	if err := b.checkPolicy(ctx, d); err != nil {
 		return nil, err
@@ -355,7 +363,14 @@ func (b *backend) checkPolicy(ctx context.Context, d *framework.FieldData) error
 
 // fixed refuses to change what makes a role the role it is.
 func fixed(r *rotation.Role, d *framework.FieldData) error {
-	for name, was := range map[string]string{"kind": r.Kind, "connection": r.Connection, "username": r.Given.Username} {
+	fixed := map[string]string{
+		"kind": r.Kind, "connection": r.Connection, "username": r.Given.Username,
+		"document": r.Document, "field": r.Field, "username_field": r.UsernameField,
+	}
+	if r.Document != "" { // the role owns that field of it
+		fixed["previous_field"] = r.Given.PreviousField
+	}
+	for name, was := range fixed {
 		if v, ok := d.GetOk(name); ok && v.(string) != was {
 			return fmt.Errorf("%s of role %q is %q and cannot be changed to %q; create another role", name, r.Name, was, v)
 		}
@@ -432,7 +447,10 @@ func applySpec(s *kind.Spec, d *framework.FieldData) {
 
 // kindFields refuses fields that another kind has.
 func kindFields(k *kindEntry, req *logical.Request) error {
-	for _, name := range []string{"username", "strategy", "password_policy", "length", "encoding", "prefix", "previous_field"} {
+	if _, given := req.Data["document"]; !given && !slices.Contains(k.Fields(), "previous_field") && req.Data["previous_field"] != nil {
+		return fmt.Errorf("field %q is for roles of kind %s that fill a document; give document with it", "previous_field", k.Name())
+	}
+	for _, name := range []string{"username", "strategy", "password_policy", "length", "encoding", "prefix"} {
 		if _, given := req.Data[name]; given && !slices.Contains(k.Fields(), name) {
 			return fmt.Errorf("field %q is not for kind %s, which takes %v beside the common ones", name, k.Name(), k.Fields())
 		}

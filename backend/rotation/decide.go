@@ -39,6 +39,7 @@ const (
 	generate // new material
 	call     // Change; its attempt is stored
 	probe    // Probe
+	show     // the document
 	store    // Put the next state
 	finish   // the run has ended: store the outcome
 )
@@ -62,7 +63,9 @@ type facts struct {
 	answer  *kind.Answer
 	asked   []kind.Material
 	outcome *kind.Outcome
-	permit  bool // the stored attempt is this worker's own and not used yet
+	// published is set when the role's document shows what it should.
+	published bool
+	permit    bool // the stored attempt is this worker's own and not used yet
 }
 
 // landed reports whether the call of this worker has come back from every
@@ -141,6 +144,9 @@ func (d *decider) decide() step {
 	}
 	if d.now.Before(run.RetryAt) {
 		return step{act: wait, until: run.RetryAt}
+	}
+	if run.Phase == Publish {
+		return d.publish()
 	}
 	if run.Back {
 		return d.undo()
@@ -333,9 +339,42 @@ func (d *decider) promote(v *verdict) step {
 	run := next.Run
 	run.Promoted = true
 	run.rest()
-	next.advance(done, d.now) // promote → grace
 	if grace := next.Grace(d.config); graceful(next.Spec.Strategy, run.Trigger) && grace > 0 {
 		run.GraceUntil = d.now.Add(grace)
+	}
+	next.advance(done, d.now) // promote → publish
+	if next.Document != "" {
+		return step{act: store, next: next}
+	}
+	return d.afterPublish(next)
+}
+
+// publish: the role's document is to show what is served. That is one write,
+// made by the engine; a role without a document never stops here.
+func (d *decider) publish() step {
+	run := d.role.Run
+	switch {
+	case run.Recall != "" && d.role.returnable():
+		return d.promoteBack()
+	case !d.facts.published:
+		return step{act: show}
+	}
+	next := d.role.clone()
+	next.Run.rest()
+	switch {
+	case run.Retired:
+		return d.endAs(next, Completed, nil)
+	case run.Back:
+		next.advance(done, d.now) // publish → apply, on the way back
+		return d.startUndo(next)
+	}
+	return d.afterPublish(next)
+}
+
+// afterPublish leaves the publish phase forwards: into grace, or past it.
+func (d *decider) afterPublish(next *Role) step {
+	next.advance(done, d.now) // publish → grace
+	if next.Run.GraceUntil.After(d.now) {
 		return step{act: store, next: next}
 	}
 	return d.startRetire(next)
@@ -402,10 +441,22 @@ func (d *decider) startRetire(next *Role) step {
 // retire: the point of no return is behind. Only current stays accepted.
 func (d *decider) retire() step {
 	if d.targetless {
-		return d.end(Completed, nil)
+		return d.retired(nil)
 	}
 	g := d.onlyCurrent(goal{call: string(Retire)})
-	return d.pursue(g, func(v *verdict) step { return d.end(Completed, v) })
+	return d.pursue(g, d.retired)
+}
+
+// retired is reached when previous has been proven refused: it leaves the
+// role's document, if there is one.
+func (d *decider) retired(v *verdict) step {
+	if d.role.Document == "" {
+		return d.end(Completed, v)
+	}
+	next := d.proven(v)
+	next.advance(done, d.now) // retire → publish
+	next.Run.rest()
+	return step{act: store, next: next}
 }
 
 // promoteBack serves the previous material again, under a new number. Both
@@ -417,8 +468,13 @@ func (d *decider) promoteBack() step {
 	next.mark(d.now, "serving the previous material again: "+reason)
 	next.PromoteBack(run.Rotation, d.now)
 	next.LastRotation = d.now
-	next.advance(recall, d.now)
+	next.advance(recall, d.now) // → publish, on the way back
 	run.Error = reason
+	if next.Document != "" {
+		run.rest()
+		return step{act: store, next: next}
+	}
+	next.advance(done, d.now) // publish → apply
 	return d.startUndo(next)
 }
 
@@ -484,7 +540,7 @@ func (d *decider) pursue(g goal, met func(*verdict) step) step {
 // patient phases are retried for ever: half of them is no place to stop.
 func (d *decider) patient() bool {
 	run := d.role.Run
-	return run.Back || run.Phase == Retire || run.Phase == Grace
+	return run.Back || run.Phase == Retire || run.Phase == Grace || run.Phase == Publish
 }
 
 func (d *decider) expired() bool {
@@ -549,7 +605,7 @@ func (d *decider) doom(err error) step {
 // event follows the transition table out of the current phase.
 func (d *decider) event(on event, reason string) step {
 	run := d.role.Run
-	l, ok := follow(run.Trigger, run.Phase, run.Back, on)
+	l, ok := follow(run, on)
 	if !ok {
 		return d.retry(fmt.Errorf("%s", reason), on)
 	}
@@ -600,7 +656,7 @@ func (run *Run) rest() {
 
 // advance follows the transition table; the caller knows that the row exists.
 func (r *Role) advance(on event, now time.Time) {
-	l, ok := follow(r.Run.Trigger, r.Run.Phase, r.Run.Back, on)
+	l, ok := follow(r.Run, on)
 	if !ok {
 		panic(fmt.Sprintf("no transition from %s by %s", r.Run.Phase, on))
 	}
@@ -609,8 +665,9 @@ func (r *Role) advance(on event, now time.Time) {
 	}
 	r.Run.Phase = l.To
 	r.Run.Back = r.Run.Back || l.ToBack
+	r.Run.Retired = r.Run.Retired || l.ToRetired
 	r.Run.Deadline = time.Time{}
-	if !r.Run.Back {
+	if !r.Run.Back && (l.To != Publish || r.Document != "") {
 		r.mark(now, string(l.To))
 	}
 }
@@ -637,6 +694,11 @@ func (d *decider) remember(next *Role, nodes []kind.NodeAnswer) {
 
 // end is the end of the run, proven by v (nil where there is no target).
 func (d *decider) end(state State, v *verdict) step {
+	return d.endAs(d.proven(v), state, v)
+}
+
+// proven is the role with what v has shown (nil where there is no target).
+func (d *decider) proven(v *verdict) *Role {
 	next := d.role.clone()
 	d.learn(next, v)
 	if v == nil || len(v.missed) == 0 {
@@ -650,7 +712,7 @@ func (d *decider) end(state State, v *verdict) step {
 		}
 		next.Drift.RetryAt = d.now.Add(healBackoff(next, d.role.Drift))
 	}
-	return d.endAs(next, state, v)
+	return next
 }
 
 // lingering is the drift that a proven end leaves: a way back says nothing about

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 )
 
 // Options is what an Engine needs from around it.
@@ -29,6 +30,9 @@ type Options struct {
 	// connection.Entry.Generation.
 	Generation func(ctx context.Context, connection string) (int, error)
 	Source     kind.Source
+	// Publish makes a document show what a role serves, in one write. It is
+	// called under the document's lock and may be repeated.
+	Publish func(ctx context.Context, v publish.View) error
 	// Active reports whether this node may write and rotate: not on a standby,
 	// a secondary or a mount that is going away.
 	Active func() bool

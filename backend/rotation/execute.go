@@ -107,6 +107,7 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	}
 	live = append(live, e.generate(by[generate])...)
 	live = append(live, e.storeAll(append(by[store], by[finish]...))...)
+	live = append(live, e.publish(by[show])...)
 	e.inspect(by[inspect])
 	e.call(by[call])
 	e.probe(by[probe])
@@ -231,6 +232,39 @@ func numberOf(v *version.Version) int {
 	}
 	return v.Number
 }
+
+// publish has documents show what their roles serve. A document that cannot be
+// written now is tried again.
+func (e *Engine) publish(jobs []*job) []*job {
+	var live []*job
+	for _, j := range jobs {
+		if err := e.publishRole(j.role); err != nil {
+			e.o.Logger.Warn("a document cannot be written; trying again", "document", j.role.Document, "role", j.role.Name, "error", err)
+			e.wake(j.role.lane(), j.role.Name, time.Now().Add(pause(2)))
+			continue
+		}
+		j.facts.published = true
+		live = append(live, j)
+	}
+	return live
+}
+
+func (e *Engine) publishRole(r *Role) error {
+	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
+	defer cancel()
+	if err := e.locks.lock(ctx, documentLock+r.Document); err != nil {
+		return err
+	}
+	defer e.locks.unlock(documentLock + r.Document)
+	if err := e.st.settle(ctx); err != nil {
+		return err
+	}
+	return e.o.Publish(ctx, r.view())
+}
+
+// documentLock keeps the locks of documents apart from those of roles, whose
+// names hold no slash.
+const documentLock = "document/"
 
 // storeAll writes what was decided, each role on its own, and returns the jobs
 // that can go on. After any error a job is dropped: whether the write was

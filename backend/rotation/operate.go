@@ -120,7 +120,7 @@ func (e *Engine) Create(ctx context.Context, c Creation) (*Header, error) {
 	if err := e.precheck(ctx, r); err != nil {
 		return nil, err
 	}
-	release, err := e.claim(ctx, r, c.Target)
+	release, err := e.claim(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -194,39 +194,71 @@ func (e *Engine) precheck(ctx context.Context, r *Role) error {
 	return &Conflict{Text: report[0].Err.Error()}
 }
 
-// claim takes the user of a target for r. release gives back the lock under
-// which it was taken; the claim itself stays.
-func (e *Engine) claim(ctx context.Context, r *Role, target string) (release func(), err error) {
-	if target == "" {
-		return func() {}, nil
+// claim takes for r what only one role may own: the user of its target, and
+// its fields of a document. release gives back the locks under which they were
+// taken; the claims themselves stay.
+func (e *Engine) claim(ctx context.Context, r *Role) (release func(), err error) {
+	claims := r.claims()
+	keys := make([]string, len(claims))
+	for i, c := range claims {
+		keys[i] = c.key()
 	}
-	key := ClaimKey(target, r.Spec.Username)
-	if err := e.locks.lock(ctx, key); err != nil {
+	if release, err = e.locks.lockAll(ctx, keys); err != nil {
 		return nil, err
 	}
-	release = func() { e.locks.unlock(key) }
-	held, err := storage.Get[Claim](ctx, e.st.s, key)
-	if err == nil && held != nil && held.Role != r.Name {
-		var owner *Role
-		if owner, err = e.st.Role(ctx, held.Role); owner != nil && owner.claimKey() == key {
-			err = &Conflict{Text: fmt.Sprintf("user %q of this target belongs to role %q; one role owns a user", r.Spec.Username, held.Role)}
+	for _, do := range []func(context.Context, Claim) error{e.checkClaim, e.putClaim} {
+		for _, c := range claims {
+			if err := do(ctx, c); err != nil {
+				release()
+				return nil, err
+			}
 		}
-	}
-	if err == nil {
-		err = storage.Put(ctx, e.st.s, key, Claim{Role: r.Name, Target: target, Username: r.Spec.Username}, maxSmallEntry)
-	}
-	if err != nil {
-		release()
-		return nil, err
 	}
 	return release, nil
 }
 
-func (r *Role) claimKey() string {
-	if r.Target == "" {
-		return ""
+func (e *Engine) checkClaim(ctx context.Context, c Claim) error {
+	held, err := storage.Get[Claim](ctx, e.st.s, c.key())
+	if err != nil {
+		return err
 	}
-	return ClaimKey(r.Target, r.Spec.Username)
+	if held != nil && held.Role != c.Role {
+		owner, err := e.st.Role(ctx, held.Role)
+		if err != nil {
+			return err
+		}
+		if owner != nil && owner.holds(c.key()) {
+			return &Conflict{Text: c.taken(held.Role)}
+		}
+	}
+	return nil
+}
+
+func (e *Engine) putClaim(ctx context.Context, c Claim) error {
+	return storage.Put(ctx, e.st.s, c.key(), c, maxSmallEntry)
+}
+
+// documentTarget keeps documents apart from the identities of servers.
+const documentTarget = "document:"
+
+// claims are what r owns alone.
+func (r *Role) claims() []Claim {
+	var out []Claim
+	if r.Target != "" {
+		out = append(out, Claim{Role: r.Name, Target: r.Target, Username: r.Spec.Username})
+	}
+	if r.Document != "" {
+		for _, field := range []string{r.Field, r.UsernameField, r.Spec.PreviousField} {
+			if field != "" {
+				out = append(out, Claim{Role: r.Name, Target: documentTarget + r.Document, Username: field})
+			}
+		}
+	}
+	return out
+}
+
+func (r *Role) holds(key string) bool {
+	return slices.ContainsFunc(r.claims(), func(c Claim) bool { return c.key() == key })
 }
 
 // Delete forgets a role. Its credential goes on working, and a tombstone keeps
@@ -281,23 +313,30 @@ func (e *Engine) remove(ctx context.Context, r *Role) error {
 		return err
 	}
 	e.due.note(r.Name, time.Time{})
-	return e.releaseClaim(ctx, r)
+	return e.releaseClaims(ctx, r)
 }
 
-func (e *Engine) releaseClaim(ctx context.Context, r *Role) error {
-	key := r.claimKey()
-	if key == "" {
-		return nil
+// releaseClaims gives back what r owned. The role is gone by now: a claim that
+// stays because storage fails is stale, and is taken over.
+func (e *Engine) releaseClaims(ctx context.Context, r *Role) error {
+	for _, c := range r.claims() {
+		if err := e.dropClaim(ctx, c); err != nil {
+			return err
+		}
 	}
-	if err := e.locks.lock(ctx, key); err != nil {
-		return nil //nolint:nilerr // the role is gone; a claim that it left is stale and is taken over
+	return nil
+}
+
+func (e *Engine) dropClaim(ctx context.Context, c Claim) error {
+	if err := e.locks.lock(ctx, c.key()); err != nil {
+		return nil //nolint:nilerr // see releaseClaims
 	}
-	defer e.locks.unlock(key)
-	held, err := storage.Get[Claim](ctx, e.st.s, key)
-	if err != nil || held == nil || held.Role != r.Name {
-		return nil //nolint:nilerr // as above
+	defer e.locks.unlock(c.key())
+	held, err := storage.Get[Claim](ctx, e.st.s, c.key())
+	if err != nil || held == nil || held.Role != c.Role {
+		return nil //nolint:nilerr // see releaseClaims
 	}
-	return e.st.s.Delete(ctx, key)
+	return e.st.s.Delete(ctx, c.key())
 }
 
 // RollBack reverses the running rotation of a role before its retire phase, or
@@ -358,7 +397,7 @@ func recallRun(r *Role, reason string) error {
 	if run.Back || run.Recall != "" {
 		return nil // it is on its way
 	}
-	if run.Phase == Retire {
+	if run.Phase == Retire || run.Phase == Publish && !r.returnable() {
 		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
 			"rotation %s of role %q is already retiring the previous version; wait until it has completed, "+
 				"then rollback/%s/%s starts a rotation back", run.Rotation, r.Name, r.Kind, r.Name)}
@@ -432,7 +471,7 @@ func (e *Engine) Retire(ctx context.Context, name string) (id string, err error)
 		switch {
 		case run == nil:
 			return errNoRun
-		case run.Phase == Retire && !run.Back:
+		case !run.Back && (run.Phase == Retire || run.Retired):
 			id = run.Rotation
 			return nil
 		case run.Back || run.Phase != Grace:

@@ -13,6 +13,7 @@ const (
 	Apply     Phase = "apply"     // the target accepts pending
 	Test      Phase = "test"      // a fresh login proves it at every node
 	Promote   Phase = "promote"   // one write: pending is served
+	Publish   Phase = "publish"   // the role's document shows what is served
 	Grace     Phase = "grace"     // previous is still accepted
 	Retire    Phase = "retire"    // the target refuses previous, proven
 )
@@ -76,11 +77,15 @@ const (
 type leg struct {
 	From Phase
 	Back bool
-	On   event
-	To   Phase
+	// Retired: only current is accepted any more; what is left is to say so.
+	Retired bool
+	On      event
+	To      Phase
 	// ToBack: from here the rotation goes back, and never forward again.
 	ToBack bool
-	End    State
+	// ToRetired: the previous version has been proven refused.
+	ToRetired bool
+	End       State
 }
 
 // transitions is the whole state machine. What each phase does, and what
@@ -103,10 +108,14 @@ var transitions = []leg{
 	{From: Test, On: done, To: Promote},
 	{From: Test, On: bad, To: Apply, ToBack: true},
 	{From: Test, On: recall, To: Apply, ToBack: true},
-	{From: Promote, On: done, To: Grace},
+	{From: Promote, On: done, To: Publish},
+	{From: Publish, On: done, To: Grace},
+	{From: Publish, On: recall, To: Publish, ToBack: true}, // promotes back first
 	{From: Grace, On: done, To: Retire},
-	{From: Grace, On: recall, To: Apply, ToBack: true}, // promotes back first
-	{From: Retire, On: done, End: Completed},
+	{From: Grace, On: recall, To: Publish, ToBack: true}, // promotes back first
+	{From: Retire, On: done, To: Publish, ToRetired: true},
+	{From: Publish, Retired: true, On: done, End: Completed},
+	{From: Publish, Back: true, On: done, To: Apply},
 	{From: Apply, Back: true, On: done, End: RolledBack},
 }
 
@@ -126,13 +135,13 @@ var reconcileTransitions = []leg{
 }
 
 // follow returns the row for an event, and whether there is one.
-func follow(trigger Trigger, from Phase, back bool, on event) (leg, bool) {
+func follow(run *Run, on event) (leg, bool) {
 	table := transitions
-	if trigger == Reconcile {
+	if run.Trigger == Reconcile {
 		table = reconcileTransitions
 	}
 	for _, l := range table {
-		if l.From == from && l.Back == back && l.On == on {
+		if l.From == run.Phase && l.Back == run.Back && l.Retired == run.Retired && l.On == on {
 			return l, true
 		}
 	}

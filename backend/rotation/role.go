@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
@@ -36,6 +37,12 @@ type Role struct {
 	// long ago; see Engine.apart.
 	ApartFrom string        `json:"apart_from,omitempty"`
 	ApartBy   time.Duration `json:"apart_by,omitempty"`
+
+	// Document is the document that the role fills, Field where the secret goes
+	// in it and UsernameField where its user; Spec.PreviousField names the third.
+	Document      string `json:"document,omitempty"`
+	Field         string `json:"field,omitempty"`
+	UsernameField string `json:"username_field,omitempty"`
 
 	version.Set
 
@@ -71,8 +78,11 @@ type Run struct {
 	Phase    Phase   `json:"phase"`
 	// Back is the direction. It is stored before the first step back and never
 	// turns forward again.
-	Back   bool   `json:"back,omitempty"`
-	Recall string `json:"recall,omitempty"` // who asked to go back, in words
+	Back bool `json:"back,omitempty"`
+	// Retired: previous has been proven refused, and what is left of the run is
+	// to publish that.
+	Retired bool   `json:"retired,omitempty"`
+	Recall  string `json:"recall,omitempty"` // who asked to go back, in words
 	// Doomed is why the run gives up as soon as what it sent can no longer land.
 	Doomed string `json:"doomed,omitempty"`
 	// Promoted: the new material was served; only then is a way back a matter
@@ -195,7 +205,7 @@ func (run *Run) state() State {
 // there is no grace, retiring follows at once and is one of them.
 func (run *Run) settled() bool {
 	graceOver := run.Phase == Retire && !run.GraceUntil.IsZero()
-	return run.Back || run.Phase == Grace || graceOver || run.Tries >= settleTries
+	return run.Back || run.Phase == Grace || run.Retired || graceOver || run.Tries >= settleTries
 }
 
 // lane is what a role's work shares with that of others: kind and connection.
@@ -275,10 +285,36 @@ func (r *Role) NextRotations(now time.Time, n int) []time.Time {
 // PreviousServed returns the previous version while it is accepted and may be
 // handed out, and until when.
 func (r *Role) PreviousServed() (*version.Version, time.Time) {
-	if r.Run == nil || r.Run.Back || r.Run.Phase != Grace {
+	run := r.Run
+	if run == nil || run.Back || run.Phase != Grace && (run.Phase != Publish || run.Retired || run.GraceUntil.IsZero()) {
 		return nil, time.Time{}
 	}
-	return r.With(version.Previous), r.Run.GraceUntil
+	return r.With(version.Previous), run.GraceUntil
+}
+
+// returnable reports whether a promoted version can be taken back: previous is
+// still accepted. With swap it is not, from apply on.
+func (r *Role) returnable() bool {
+	run := r.Run
+	return !run.Back && !run.Retired && r.Spec.Strategy == kind.Overlap && r.With(version.Previous) != nil
+}
+
+// view is what the role's document has to show as things stand. The field of
+// the previous value is emptied, not removed: who reads it by name finds it.
+func (r *Role) view() publish.View {
+	current := r.With(version.Current)
+	v := publish.View{Document: r.Document, Role: r.Name, Version: current.Number, Fields: map[string]string{r.Field: current.Material.Secret}}
+	if r.UsernameField != "" {
+		v.Fields[r.UsernameField] = current.Material.Username
+	}
+	if name := r.Spec.PreviousField; name != "" {
+		v.Fields[name] = ""
+		if p, _ := r.PreviousServed(); p != nil {
+			v.Fields[name] = p.Material.Secret
+		}
+	}
+	v.Retired = r.Run != nil && (r.Run.Retired || r.Run.Back)
+	return v
 }
 
 // roomy refuses a role whose entry could grow out of its limit before its run

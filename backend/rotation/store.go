@@ -207,6 +207,16 @@ type Claim struct {
 	Username string `json:"username"`
 }
 
+func (c Claim) key() string { return ClaimKey(c.Target, c.Username) }
+
+// taken says that owner has what c asks for.
+func (c Claim) taken(owner string) string {
+	if document, ok := strings.CutPrefix(c.Target, documentTarget); ok {
+		return fmt.Sprintf("field %q of document %q belongs to role %q; one role owns a field", c.Username, document, owner)
+	}
+	return fmt.Sprintf("user %q of this target belongs to role %q; one role owns a user", c.Username, owner)
+}
+
 // ClaimKey is where the claim of a user of a target is stored.
 func ClaimKey(target, username string) string {
 	sum := sha256.Sum256([]byte(target + "\x00" + username))

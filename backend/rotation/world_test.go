@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
@@ -38,6 +39,7 @@ type world struct {
 	readonly time.Time
 
 	roles map[string]*Role
+	doc   *publish.Document
 	tombs map[string]*Tombstone
 	nodes map[string]*node
 	order []string
@@ -66,6 +68,7 @@ type shape struct {
 	nodes      int
 	partial    bool
 	targetless bool
+	document   bool
 }
 
 var shapes = []shape{
@@ -73,6 +76,8 @@ var shapes = []shape{
 	{name: "swap", strategy: kind.Swap, nodes: 2},
 	{name: "targetless", strategy: kind.Overlap, targetless: true},
 	{name: "partial", strategy: kind.Overlap, nodes: 3, partial: true},
+	{name: "document", strategy: kind.Overlap, nodes: 2, document: true},
+	{name: "swap document", strategy: kind.Swap, nodes: 1, document: true},
 }
 
 func (s shape) kind() string {
@@ -158,6 +163,7 @@ func (w *world) launch() {
 		},
 		Target:     func(string, string) kind.Target { return &fakeTarget{w: w, i: i} },
 		Generation: func(context.Context, string) (int, error) { return 0, nil },
+		Publish:    publish.NewDocuments(i.fence).Publish,
 		Active: func() bool {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -342,6 +348,12 @@ func (w *world) newRole(name string) *Role {
 	if !w.shape.targetless {
 		r.Spec.Username, r.Target = "u-"+name, "target"
 	}
+	if w.shape.document { // all roles fill one
+		r.Document, r.Field, r.UsernameField = "doc", "secret-"+name, "user-"+name
+		if w.shape.strategy == kind.Overlap {
+			r.Spec.PreviousField = "previous-" + name
+		}
+	}
 	return r
 }
 
@@ -430,6 +442,7 @@ func (w *world) checkAtRest(r *Role) {
 	if r.Drift != nil {
 		w.violateLocked("at rest role %s is drifted: %+v", r.Name, r.Drift)
 	}
+	w.checkPublished(r, current.Material)
 	for _, v := range r.Versions {
 		if v.Stage != version.Current && v.Refused.IsZero() && !r.Served(v.Material) && !w.shape.targetless {
 			w.violateLocked("at rest version %d (%s) of role %s is not proven refused", v.Number, v.Stage, r.Name)
@@ -484,6 +497,7 @@ func (w *world) checkLocked() {
 	for _, r := range w.roles {
 		w.checkServed(r)
 	}
+	w.checkDocument()
 }
 
 func (w *world) checkAccepted(user string) {
@@ -595,6 +609,9 @@ func (w *world) noteWrite(key string, value []byte) {
 			w.tombs[name] = t
 		}
 	}
+	if name, ok := strings.CutPrefix(key, storage.Document); ok {
+		w.noteDocument(name, value)
+	}
 	w.logWrite(key, value)
 	w.checkWrite(key)
 }
@@ -625,9 +642,10 @@ func (w *world) checkWrite(key string) {
 	if r := w.roles[name]; ok && r != nil {
 		w.checkAccepted(r.Spec.Username)
 		w.checkServed(r)
+		w.checkDocument()
 		return
 	}
-	if ok || strings.HasPrefix(key, storage.Deleted) {
+	if ok || strings.HasPrefix(key, storage.Document) || strings.HasPrefix(key, storage.Deleted) {
 		w.checkLocked()
 	}
 }

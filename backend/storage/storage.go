@@ -14,21 +14,23 @@ import (
 
 // The prefixes of the mount's storage.
 const (
-	Config     = "config"
-	Connection = "connection/" // holds admin credentials
-	Role       = "role/"       // holds material; the authority about a role
-	Deleted    = "deleted/"    // tombstones; hold material
-	Rotation   = "rotation/"   // headers
-	Evidence   = "evidence/"   // <rotation>/<role>
-	Open       = "open/"       // markers of rotations that have not ended
-	Request    = "request/"    // hashed request ids and idempotency keys
-	Due        = "due/"        // <hour>/<role>
-	Claim      = "claim/"      // <hash>
-	Barrier    = "barrier"     // see Fenced.Settle
+	Config           = "config"
+	Connection       = "connection/"        // holds admin credentials
+	Role             = "role/"              // holds material; the authority about a role
+	Deleted          = "deleted/"           // tombstones; hold material
+	Document         = "document/"          // what consumers read; holds material
+	DocumentSettings = "document-settings/" // who may fill a document
+	Rotation         = "rotation/"          // headers
+	Evidence         = "evidence/"          // <rotation>/<role>
+	Open             = "open/"              // markers of rotations that have not ended
+	Request          = "request/"           // hashed request ids and idempotency keys
+	Due              = "due/"               // <hour>/<role>
+	Claim            = "claim/"             // <hash>
+	Barrier          = "barrier"            // see Fenced.Settle
 )
 
 // SealWrapped lists the prefixes that hold secrets.
-func SealWrapped() []string { return []string{Connection, Role, Deleted} }
+func SealWrapped() []string { return []string{Connection, Role, Deleted, Document} }
 
 // ErrClosed is returned once the backend instance that owns the handle has been
 // cleaned up. A worker that decided something before its node lost leadership
@@ -90,14 +92,17 @@ func (f *Fenced) Get(ctx context.Context, key string) (*logical.StorageEntry, er
 
 // Put implements logical.Storage.
 func (f *Fenced) Put(ctx context.Context, e *logical.StorageEntry) error {
-	return f.write(func() error { return f.inner.Put(ctx, e) })
+	return f.write(func() error { return f.inner.Put(context.WithoutCancel(ctx), e) })
 }
 
 // Delete implements logical.Storage.
 func (f *Fenced) Delete(ctx context.Context, key string) error {
-	return f.write(func() error { return f.inner.Delete(ctx, key) })
+	return f.write(func() error { return f.inner.Delete(context.WithoutCancel(ctx), key) })
 }
 
+// write is not given up when its request is: a write that could be applied
+// after a later one would bring back what that one replaced (docs/model,
+// REORDER).
 func (f *Fenced) write(do func() error) error {
 	if err := f.begin(); err != nil {
 		return err

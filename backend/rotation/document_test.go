@@ -1,0 +1,102 @@
+package rotation
+
+import (
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// noteDocument checks a write of the document: its version goes up by one with
+// each change of what it shows, and never else.
+func (w *world) noteDocument(name string, value []byte) {
+	if value == nil {
+		w.violateLocked("document %s was removed", name)
+		return
+	}
+	next := &publish.Document{}
+	if err := jsonutil.DecodeJSON(value, next); err != nil {
+		w.violateLocked("document: %v", err)
+	}
+	if before := w.doc; before != nil {
+		changed := 0
+		for field, secret := range next.Body {
+			if before.Body[field] != secret {
+				changed++
+			}
+		}
+		for field := range before.Body {
+			if _, ok := next.Body[field]; !ok {
+				w.violateLocked("field %s of the document was lost", field)
+			}
+		}
+		if bump := next.Version - before.Version; bump < 0 || bump > 1 || (bump == 1) != (changed > 0) {
+			w.violateLocked("the document went from version %d to %d with %d changes", before.Version, next.Version, changed)
+		}
+	}
+	w.doc = next
+}
+
+// checkDocument: what the document shows of a role is one of its promoted
+// versions, with the user that goes with it and the version before it; and what
+// it shows as current is accepted at every node, like what is served.
+func (w *world) checkDocument() {
+	if w.doc == nil || w.tampered["u-a"] {
+		return
+	}
+	for _, r := range w.roles {
+		secret, ok := w.doc.Body[r.Field]
+		if !ok || r.Document == "" {
+			continue
+		}
+		if user := w.doc.Body[r.UsernameField]; user != r.Spec.Username {
+			w.violateLocked("the document shows user %q of role %s", user, r.Name)
+		}
+		current := r.With(version.Current)
+		fresh := current != nil && current.Material.Secret == secret
+		if previous := w.doc.Body[r.Spec.PreviousField]; previous != "" && previous == secret {
+			w.violateLocked("the document shows %s of role %s twice", secret, r.Name)
+		}
+		if r.Run == nil || r.Run.Phase == Grace {
+			if !fresh {
+				w.violateLocked("the document shows %s of role %s, which serves %v", secret, r.Name, describe(r))
+			}
+		}
+		if r.Spec.Strategy == kind.Overlap && !r.AllowPartial {
+			w.checkShown(r, kind.Material{Username: r.Spec.Username, Secret: secret})
+		}
+	}
+}
+
+func (w *world) checkShown(r *Role, m kind.Material) {
+	for _, n := range w.order {
+		accepted := false
+		for _, a := range w.nodes[n].accepts[r.Spec.Username] {
+			accepted = accepted || a.Same(m)
+		}
+		if !accepted {
+			w.violateLocked("node %s refuses %s, which the document shows of role %s: %s", n, m.Secret, r.Name, describe(r))
+		}
+	}
+}
+
+// checkPublished: at rest the document shows what is served, and nothing else.
+func (w *world) checkPublished(r *Role, m kind.Material) {
+	if r.Document == "" {
+		return
+	}
+	if w.doc == nil || w.doc.Body[r.Field] != m.Secret {
+		// A role that was seeded is published with its first rotation.
+		if r.LastRun != nil && r.LastRun.State == Completed && r.LastRun.Trigger != Reconcile {
+			w.violateLocked("at rest the document does not show what role %s serves", r.Name)
+		}
+		return
+	}
+	if p := w.doc.Body[r.Spec.PreviousField]; r.Spec.PreviousField != "" && p != "" {
+		w.violateLocked("at rest the document still shows the previous %s of role %s", p, r.Name)
+	}
+	if w.doc.Previous != nil && w.doc.Previous.Body[r.Field] != m.Secret && w.doc.Previous.Body[r.Field] != "" {
+		w.violateLocked("at rest an earlier version of the document can still be read")
+	}
+}

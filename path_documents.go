@@ -1,0 +1,166 @@
+package harmonyflow
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"slices"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+)
+
+// documentField is the name of a document, which may be in folders.
+var documentField = &framework.FieldSchema{
+	Type: framework.TypeString, Required: true,
+	Description: "Document: up to eight parts of A-Z a-z 0-9 _ . - with slashes between them.",
+}
+
+func (b *backend) pathDocuments() []*framework.Path {
+	fields := map[string]*framework.FieldSchema{
+		"document":      documentField,
+		"allowed_roles": {Type: framework.TypeCommaStringSlice, Description: "Roles (or globs) that may fill the document; empty for none. Without settings any role may."},
+	}
+	only := map[string]*framework.FieldSchema{"document": documentField}
+	return []*framework.Path{
+		{
+			Pattern: "documents/?$",
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ListOperation: operation{
+					call: b.listDocuments, summary: "List documents that have settings.", verb: "list", suffix: "documents", fields: keyInfoFields,
+				}.handler(nil),
+			},
+			DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis:    "List documents that have settings.",
+			HelpDescription: "Lists documents, and folders of them, for which it was written who may fill them.",
+		},
+		{
+			Pattern: "documents/(?P<document>.+)",
+			Fields:  fields,
+			Operations: map[logical.Operation]framework.OperationHandler{
+				logical.ReadOperation: operation{
+					call: b.readDocument, summary: "Read who may fill a document.", verb: "read", suffix: "document", errors: []int{400, 404},
+					fields: map[string]*framework.FieldSchema{"allowed_roles": listField("Roles.")},
+				}.handler(only),
+				logical.UpdateOperation: operation{
+					call: b.writeDocument, summary: "Say who may fill a document.", verb: "write", suffix: "document", none: true, errors: []int{400}, mutating: true,
+				}.handler(fields),
+				logical.DeleteOperation: operation{
+					call: b.deleteDocument, summary: "Let any role fill a document again.", verb: "delete", suffix: "document", none: true, errors: []int{400}, mutating: true,
+				}.handler(only),
+			},
+			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis: "Who may fill a document.",
+			HelpDescription: `A document is one secret that consumers read at data/<document>; roles fill fields of it. Its settings say which
+roles may be created with it; what it holds already stays.`,
+		},
+	}
+}
+
+func (b *backend) listDocuments(ctx context.Context, _ *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	names, err := b.documents.ListSettings(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	return logical.ListResponse(names), nil
+}
+
+func (b *backend) readDocument(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("document").(string)
+	if err := publish.CheckName(name); err != nil {
+		return refuse("%v", err)
+	}
+	s, err := b.documents.SettingsOf(ctx, name)
+	if err != nil || s == nil {
+		return nil, err
+	}
+	return &logical.Response{Data: map[string]any{"allowed_roles": orEmpty(s.AllowedRoles)}}, nil
+}
+
+func (b *backend) writeDocument(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("document").(string)
+	if err := publish.CheckName(name); err != nil {
+		return refuse("%v", err)
+	}
+	s, err := b.documents.SettingsOf(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if s == nil {
+		s = &publish.Settings{}
+	}
+	setStrings(d, "allowed_roles", &s.AllowedRoles)
+	for _, p := range s.AllowedRoles {
+		if _, err := path.Match(p, ""); err != nil {
+			return refuse("allowed_roles holds %.64q, which is no glob; use names, or * and ? within them", p)
+		}
+	}
+	return nil, b.documents.PutSettings(ctx, name, s)
+}
+
+func (b *backend) deleteDocument(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("document").(string)
+	if err := publish.CheckName(name); err != nil {
+		return refuse("%v", err)
+	}
+	return nil, b.documents.DeleteSettings(ctx, name)
+}
+
+// applyDocument sets, on a role that is being created, where it is published.
+func (b *backend) applyDocument(ctx context.Context, r *rotation.Role, req *logical.Request, d *framework.FieldData) error {
+	r.Document, r.Field, r.UsernameField = d.Get("document").(string), d.Get("field").(string), d.Get("username_field").(string)
+	if err := checkDocument(r, b.entry(r.Kind).ConnectionType() != ""); err != nil {
+		return badRequest("%w", err)
+	}
+	if r.Document == "" {
+		return nil
+	}
+	s, err := b.documents.SettingsOf(ctx, r.Document)
+	if err != nil {
+		return err
+	}
+	if s != nil && !slices.ContainsFunc(s.AllowedRoles, func(p string) bool { ok, err := path.Match(p, r.Name); return err == nil && ok }) {
+		return badRequest("document %q does not allow role %q; add it to allowed_roles of documents/%s", r.Document, r.Name, r.Document)
+	}
+	return nil
+}
+
+func checkDocument(r *rotation.Role, hasUser bool) error {
+	previous := r.Spec.PreviousField
+	if r.Document == "" {
+		if r.Field != "" || r.UsernameField != "" {
+			return fmt.Errorf("field and username_field are fields of a document; give document with them")
+		}
+		return nil
+	}
+	if err := publish.CheckName(r.Document); err != nil {
+		return err
+	}
+	if err := publish.CheckField("field", r.Field); err != nil {
+		return err
+	}
+	if r.UsernameField != "" && !hasUser {
+		return fmt.Errorf("username_field is %.64q; secrets of kind %s have no user", r.UsernameField, r.Kind)
+	}
+	seen := []string{}
+	for what, name := range map[string]string{"field": r.Field, "username_field": r.UsernameField, "previous_field": previous} {
+		if name == "" {
+			continue
+		}
+		if err := publish.CheckField(what, name); err != nil {
+			return err
+		}
+		if slices.Contains(seen, name) {
+			return fmt.Errorf("%s is %.64q, which another field of the role names too; each needs a name of its own", what, name)
+		}
+		seen = append(seen, name)
+	}
+	if previous != "" && r.Spec.Strategy != kind.Overlap {
+		return fmt.Errorf("previous_field is for strategy %q, where the previous secret stays accepted; this role has %q", kind.Overlap, r.Spec.Strategy)
+	}
+	return nil
+}
