@@ -165,8 +165,9 @@ func (d *decider) decide() step {
 		return d.grace()
 	case Retire:
 		return d.retire()
+	default: // promote and publish are above, and nothing else is stored
+		return step{}
 	}
-	return step{}
 }
 
 // preflight: nothing has happened yet, and nothing is changed here.

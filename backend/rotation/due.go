@@ -252,6 +252,7 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 			begin = append(begin, r)
 		case Reconcile:
 			heal = append(heal, r.Name)
+		default: // nothing of it is due
 		}
 	}
 	scheduled := map[string][]string{}

@@ -358,7 +358,7 @@ func (e *Engine) wakeLocked(name, item string, at time.Time) {
 // pause is exponential with jitter: a second, two, four … a minute.
 func pause(n int) time.Duration {
 	d := min(time.Minute, time.Second<<min(max(n, 1)-1, 6))
-	return d/2 + rand.N(d/2+1)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // it spreads retries, nobody must not guess it
 }
 
 type wake struct {

@@ -329,12 +329,12 @@ func (e *Engine) releaseClaims(ctx context.Context, r *Role) error {
 
 func (e *Engine) dropClaim(ctx context.Context, c Claim) error {
 	if err := e.locks.lock(ctx, c.key()); err != nil {
-		return nil //nolint:nilerr // see releaseClaims
+		return nil // see releaseClaims
 	}
 	defer e.locks.unlock(c.key())
 	held, err := storage.Get[Claim](ctx, e.st.s, c.key())
 	if err != nil || held == nil || held.Role != c.Role {
-		return nil //nolint:nilerr // see releaseClaims
+		return nil // see releaseClaims
 	}
 	return e.st.s.Delete(ctx, c.key())
 }

@@ -59,8 +59,9 @@ func (s State) Ended() bool {
 	switch s {
 	case Completed, Partial, Failed, RolledBack, Cancelled, Superseded:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // event is what became of a phase.

@@ -381,7 +381,7 @@ func TestPairsOfFaults(t *testing.T) {
 	for _, s := range shapes {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			rng := rand.New(rand.NewSource(*pairSeed)) //nolint:gosec // a test that repeats itself
+			rng := rand.New(rand.NewSource(*pairSeed))
 			t.Logf("seed %d", *pairSeed)
 			end := time.Now().Add(*pairBudget)
 			rows := scenarios()
@@ -406,7 +406,7 @@ func TestRandomUsers(t *testing.T) {
 			t.Parallel()
 			end := time.Now().Add(*pairBudget)
 			for seed := *pairSeed; time.Now().Before(end) && !t.Failed(); seed++ {
-				rng := rand.New(rand.NewSource(seed)) //nolint:gosec // a test that repeats itself
+				rng := rand.New(rand.NewSource(seed))
 				p := plan{name: fmt.Sprintf("%s/random users, seed %d", s.name, seed), points: []point{anyPoint(rng, s), anyPoint(rng, s), anyPoint(rng, s)}}
 				play(t, s, scenario{seed: one, steps: func(w *world) { w.crowd(rng) }}, p)
 				faultPoints.Add(3)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -738,9 +737,5 @@ func (k fakeKind) Generate(_ context.Context, s kind.Spec, _ kind.Source) (kind.
 	k.w.generated++
 	return kind.Material{Username: s.Username, Secret: fmt.Sprintf("m%d", k.w.generated)}, nil
 }
-
-type noSource struct{ io.Reader }
-
-func (noSource) FromPolicy(context.Context, string) (string, error) { return "", errors.New("none") }
 
 var errInjected = errors.New("injected fault")

@@ -195,6 +195,7 @@ func (s *Set) forgettable(v Version) bool {
 	switch v.Stage {
 	case Pending, Current, Previous:
 		return false
+	default: // whatever else may be forgotten once it is refused
 	}
 	// Material that is served again under a newer number is not refused, and
 	// the newer number keeps it.

@@ -79,11 +79,17 @@ func TestCompleteFillsDefaults(t *testing.T) {
 
 func TestCompleteAccepts(t *testing.T) {
 	for _, spec := range []kind.Spec{
-		{Length: 16}, {Length: 4096}, {Length: 17},
+		{Length: 16},
+		{Length: 4096},
+		{Length: 17},
 		{Length: 16, Encoding: "hex"},
-		{Length: 43, Encoding: "base64url"}, {Length: 18, Encoding: "base64url"},
-		{Prefix: strings.Repeat("p", 64)}, {Prefix: "!~\"'{}"},
-		{PreviousField: strings.Repeat("f", 253)}, {PreviousField: ".dot"}, {PreviousField: "VALUE"},
+		{Length: 43, Encoding: "base64url"},
+		{Length: 18, Encoding: "base64url"},
+		{Prefix: strings.Repeat("p", 64)},
+		{Prefix: "!~\"'{}"},
+		{PreviousField: strings.Repeat("f", 253)},
+		{PreviousField: ".dot"},
+		{PreviousField: "VALUE"},
 		{Strategy: kind.Swap},
 	} {
 		require.NoError(t, apikey.Kind{}.Complete(&spec), "%+v", spec)

@@ -157,7 +157,7 @@ func (j *job) refuseAfterLinks(ctx context.Context) {
 func (j *job) unlinked(i int) error {
 	for _, n := range j.nodes {
 		if w := j.works[n]; n.err == nil && w.part[i] && w.errs[i] != nil {
-			return fmt.Errorf("the old password of %s is still accepted, because masterauth could not be set at node %s: %s", j.changes[i].Username, n.name, w.errs[i])
+			return fmt.Errorf("the old password of %s is still accepted, because masterauth could not be set at node %s: %s", j.changes[i].Username, n.name, w.errs[i]) //nolint:errorlint // how that node failed is not how the others did
 		}
 	}
 	return nil
