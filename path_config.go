@@ -58,10 +58,15 @@ func (b *backend) readConfig(ctx context.Context, _ *logical.Request, _ *framewo
 }
 
 func (b *backend) writeConfig(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	c, err := b.engine.LoadConfig(ctx)
-	if err != nil {
-		return nil, err
-	}
+	return nil, b.engine.ChangeConfig(ctx, func(c *rotation.Config) error {
+		if err := applyConfig(c, req, d); err != nil {
+			return badRequest("%w", err)
+		}
+		return nil
+	})
+}
+
+func applyConfig(c *rotation.Config, req *logical.Request, d *framework.FieldData) error {
 	defaults := rotation.DefaultConfig()
 	if v, ok := req.Data["grace_period"]; ok {
 		if c.GracePeriod = duration(d, "grace_period"); cleared(v) {
@@ -78,18 +83,18 @@ func (b *backend) writeConfig(ctx context.Context, req *logical.Request, d *fram
 			c.Workers = defaults.Workers
 		}
 	}
-	if err := applyFreeze(&c, d, time.Now()); err != nil {
-		return refuse("%v", err)
+	if err := applyFreeze(c, d, time.Now()); err != nil {
+		return err
 	}
 	switch {
 	case c.GracePeriod < 0 || c.GracePeriod > 90*24*time.Hour:
-		return refuse("grace_period is %s; it may be 0 to 2160h", c.GracePeriod)
+		return fmt.Errorf("grace_period is %s; it may be 0 to 2160h", c.GracePeriod)
 	case c.KeepVersions < 2 || c.KeepVersions > maxKeepVersions:
-		return refuse("keep_versions is %d; it may be 2 to %d", c.KeepVersions, maxKeepVersions)
+		return fmt.Errorf("keep_versions is %d; it may be 2 to %d", c.KeepVersions, maxKeepVersions)
 	case c.Workers < 1 || c.Workers > 256:
-		return refuse("workers is %d; it may be 1 to 256", c.Workers)
+		return fmt.Errorf("workers is %d; it may be 1 to 256", c.Workers)
 	}
-	return nil, b.engine.SetConfig(ctx, c)
+	return nil
 }
 
 // maxReason bounds what is repeated to everybody.

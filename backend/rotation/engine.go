@@ -29,7 +29,11 @@ type Options struct {
 	// Generation returns how often a connection was written; see
 	// connection.Entry.Generation.
 	Generation func(ctx context.Context, connection string) (int, error)
-	Source     kind.Source
+	// Permit says of each role, all of one connection, why that no longer lets it
+	// rotate; nil where it does. It is asked before a rotation changes anything:
+	// what runs may always end. Without it every role may.
+	Permit func(ctx context.Context, roles []*Role) []error
+	Source kind.Source
 	// Publish makes a document show what a role serves, in one write. It is
 	// called under the document's lock and may be repeated.
 	Publish func(ctx context.Context, v publish.View) error
@@ -50,7 +54,10 @@ type Engine struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	config atomic.Pointer[Config]
-	kick   chan struct{}
+	// configured counts changes of the configuration, so that one that was read
+	// before a change is not remembered after it.
+	configured uint64
+	kick       chan struct{}
 
 	mu      sync.Mutex
 	started bool
@@ -390,20 +397,48 @@ func (e *Engine) Config() Config {
 
 // LoadConfig reads the configuration from storage.
 func (e *Engine) LoadConfig(ctx context.Context) (Config, error) {
+	e.mu.Lock()
+	began := e.configured
+	e.mu.Unlock()
 	c, err := e.st.ConfigOf(ctx)
 	if err != nil {
 		return c, err
 	}
-	e.config.Store(&c)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.configured == began {
+		e.config.Store(&c)
+	}
 	return c, nil
 }
 
-// SetConfig stores the configuration.
-func (e *Engine) SetConfig(ctx context.Context, c Config) error {
+// configLock is no role's name.
+const configLock = "config/"
+
+// ChangeConfig reads, changes and stores the configuration, one change at a
+// time. What mutate refuses is not stored.
+func (e *Engine) ChangeConfig(ctx context.Context, mutate func(*Config) error) error {
+	if err := e.locks.lock(ctx, configLock); err != nil {
+		return &Conflict{Text: "the configuration is being written by another request; try again"}
+	}
+	defer e.locks.unlock(configLock)
+	if err := e.st.settle(ctx); err != nil {
+		return err
+	}
+	c, err := e.st.ConfigOf(ctx)
+	if err != nil {
+		return err
+	}
+	if err := mutate(&c); err != nil {
+		return err
+	}
 	if err := e.st.PutConfig(ctx, c); err != nil {
 		return err
 	}
+	e.mu.Lock()
+	e.configured++
 	e.config.Store(&c)
+	e.mu.Unlock()
 	e.nudge()
 	return nil
 }

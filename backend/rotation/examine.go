@@ -66,17 +66,19 @@ func (e *Engine) examineLane(ctx context.Context, members []int, reports []Repor
 	if err != nil {
 		return err
 	}
+	roles := make([]*Role, len(members))
 	users := make([]kind.User, len(members))
 	questions := make([]kind.Question, len(members))
 	for n, i := range members {
 		r := reports[i].Role
-		users[n] = r.user(generation)
+		roles[n], users[n] = r, r.user(generation)
 		questions[n] = kind.Question{User: users[n], Materials: r.All()}
 	}
 	ctx, cancel := context.WithTimeout(ctx, kind.CallTimeout)
 	defer cancel()
 	target := e.guarded(first)
 	findings := target.Preflight(ctx, users)
+	e.forbid(ctx, roles, findings)
 	answers := target.Probe(ctx, questions)
 	for n, i := range members {
 		reports[i].fill(e.Config(), &findings[n], &answers[n], questions[n].Materials)

@@ -132,6 +132,7 @@ func (e *Engine) inspect(jobs []*job) {
 	ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
 	defer cancel()
 	findings := e.guarded(jobs[0].role).Preflight(ctx, users)
+	e.forbid(ctx, rolesOf(jobs), findings)
 	for i, j := range jobs {
 		j.facts.finding = &findings[i]
 	}

@@ -321,11 +321,11 @@ func TestFreezeHoldsTheSchedule(t *testing.T) {
 	inWorld(t, overlap(1), seed, func(t *testing.T, w *world) {
 		c := DefaultConfig()
 		c.Freeze = true
-		require.NoError(t, w.instance().engine.SetConfig(t.Context(), c))
+		require.NoError(t, w.instance().engine.ChangeConfig(t.Context(), func(stored *Config) error { *stored = c; return nil }))
 		w.pass(3 * time.Hour)
 		require.Zero(t, w.generated)
 		c.Freeze = false
-		require.NoError(t, w.instance().engine.SetConfig(t.Context(), c))
+		require.NoError(t, w.instance().engine.ChangeConfig(t.Context(), func(stored *Config) error { *stored = c; return nil }))
 		w.until("the slot that stayed due", 5*time.Minute, func() bool { return w.generated == 1 })
 		w.unschedule("a")
 		w.idle("a")

@@ -88,6 +88,8 @@ type Creation struct {
 	Overwrite   bool
 	Target      string // identity of the target, "" where there is none
 	RequestedBy Requester
+	// Check may refuse the role once nobody else can claim what it claims.
+	Check func(ctx context.Context, r *Role) error
 }
 
 // Create makes a role. Before anything is stored its target is asked whether
@@ -125,6 +127,11 @@ func (e *Engine) Create(ctx context.Context, c Creation) (*Header, error) {
 		return nil, err
 	}
 	defer release()
+	if c.Check != nil {
+		if err := c.Check(ctx, r); err != nil {
+			return nil, err
+		}
+	}
 	if err := e.openRotation(ctx, h, Request{}); err != nil {
 		return nil, err
 	}
@@ -218,20 +225,11 @@ func (e *Engine) claim(ctx context.Context, r *Role) (release func(), err error)
 }
 
 func (e *Engine) checkClaim(ctx context.Context, c Claim) error {
-	held, err := storage.Get[Claim](ctx, e.st.s, c.key())
-	if err != nil {
-		return err
+	owner, err := e.Owner(ctx, c.Target, c.Username)
+	if err == nil && owner != "" && owner != c.Role {
+		err = &Conflict{Text: c.taken(owner)}
 	}
-	if held != nil && held.Role != c.Role {
-		owner, err := e.st.Role(ctx, held.Role)
-		if err != nil {
-			return err
-		}
-		if owner != nil && owner.holds(c.key()) {
-			return &Conflict{Text: c.taken(held.Role)}
-		}
-	}
-	return nil
+	return err
 }
 
 func (e *Engine) putClaim(ctx context.Context, c Claim) error {
