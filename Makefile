@@ -42,7 +42,9 @@ dev: ## the same servers, left running to play with
 test: test-needs ## all tests: unit, fault injection, real Redis, real Vault
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT CGO_ENABLED=1 && \
 	FAULT_POINTS_FILE=$$(mktemp) YEAR_FILE=$$(mktemp) && export FAULT_POINTS_FILE YEAR_FILE && trap 'rm -f "$$FAULT_POINTS_FILE" "$$YEAR_FILE"' EXIT && \
-	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) $$(go list ./... | grep -v '/test/proof$$') && \
+	packages=$$(go list ./... | grep -v '/test/proof$$') && \
+	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) $$packages && \
+	go test -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./backend/schedule && \
 	cat "$$FAULT_POINTS_FILE" "$$YEAR_FILE" && \
 	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -v ./test/proof
 
