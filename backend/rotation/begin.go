@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -42,16 +41,6 @@ func (c *Conflict) Error() string { return c.Text }
 // ErrNotFound is wrapped by errors about things that do not exist.
 var ErrNotFound = errors.New("not found")
 
-func busy(r *Role) *Conflict {
-	text := fmt.Sprintf("role %q is in rotation %s (%s); read rotations/%s, or stop it with cancel/%s",
-		r.Name, r.Run.Rotation, r.Run.Phase, r.Run.Rotation, r.Run.Rotation)
-	if r.Run.Phase == Grace && !r.Run.Back {
-		text = fmt.Sprintf("role %q is in its grace period in rotation %s until %s; end it now with retire/%s/%s",
-			r.Name, r.Run.Rotation, r.Run.GraceUntil.UTC().Format(time.RFC3339), r.Kind, r.Name)
-	}
-	return &Conflict{Rotation: r.Run.Rotation, Text: text}
-}
-
 // Begin starts a rotation of the roles that are free, and says in the header
 // which were not. It returns a Conflict when none was.
 func (e *Engine) Begin(ctx context.Context, req Request) (*Header, error) {
@@ -59,8 +48,18 @@ func (e *Engine) Begin(ctx context.Context, req Request) (*Header, error) {
 	if len(chunks(req.Roles)) > 1 {
 		return e.beginChildren(ctx, req)
 	}
-	return e.beginOne(ctx, req, "")
+	return e.beginOne(ctx, req)
 }
+
+// Repeated returns the rotation that an earlier sending of a request started, or
+// joined; nil when it is new. It starts nothing.
+func (e *Engine) Repeated(ctx context.Context, req Request) (*Header, error) {
+	_, h, err := e.remembered(ctx, req)
+	return h, err
+}
+
+// Started reports whether h is the rotation that req itself started.
+func (req Request) Started(h *Header) bool { return slices.Contains(req.keys(), h.Request) }
 
 // chunks splits roles into lists whose headers fit their entries.
 func chunks(names []string) [][]string {
@@ -86,55 +85,7 @@ func (req Request) keys() []string {
 	return keys
 }
 
-// partKeys are the keys of a child: a request that was cut off between two
-// children finds those that it has when it is repeated, and begins the rest.
-func (req Request) partKeys(part int) [][]string {
-	var keys [][]string
-	for _, k := range req.Keys {
-		keys = append(keys, append(slices.Clone(k), "part", strconv.Itoa(part)))
-	}
-	return keys
-}
-
-// beginChildren splits a large request.
-func (e *Engine) beginChildren(ctx context.Context, req Request) (*Header, error) {
-	unlock, err := e.locks.lockAll(ctx, req.keys())
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	id, found, err := e.remembered(ctx, req)
-	if found != nil || err != nil {
-		return found, err
-	}
-	if err := e.remember(ctx, req, id); err != nil {
-		return nil, err
-	}
-	parent := &Header{
-		ID: id, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
-		Started: time.Now().UTC(), State: Running, Requests: req.keys(),
-	}
-	for i, part := range chunks(req.Roles) {
-		child := req
-		child.Roles, child.Keys = part, req.partKeys(i)
-		h, err := e.beginOne(ctx, child, parent.ID)
-		var c *Conflict
-		if errors.As(err, &c) {
-			parent.Running = append(parent.Running, part[:min(len(part), 20)]...)
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		parent.Children = append(parent.Children, h.ID)
-	}
-	if len(parent.Children) == 0 {
-		return nil, &Conflict{Text: "every role is in a rotation already; read status to see which"}
-	}
-	return parent, e.st.putHeader(ctx, parent)
-}
-
-func (e *Engine) beginOne(ctx context.Context, req Request, parent string) (*Header, error) {
+func (e *Engine) beginOne(ctx context.Context, req Request) (*Header, error) {
 	release, err := e.locks.lockAll(ctx, req.keys())
 	if err != nil {
 		return nil, err
@@ -144,6 +95,11 @@ func (e *Engine) beginOne(ctx context.Context, req Request, parent string) (*Hea
 	if found != nil || err != nil {
 		return found, err
 	}
+	return e.beginAs(ctx, req, "", id)
+}
+
+// beginAs begins rotation id, a child of parent where there is one.
+func (e *Engine) beginAs(ctx context.Context, req Request, parent, id string) (*Header, error) {
 	// A role that is rotating may be locked for as long as its target hangs: it is
 	// left out before the others are locked.
 	free, taken, err := e.sortOut(ctx, req.Roles)
@@ -375,6 +331,9 @@ func (e *Engine) resume(ctx context.Context, item string) error {
 	if h == nil || h.State != "" {
 		return e.dropMarker(ctx, id)
 	}
+	if len(h.Children) > 0 {
+		return e.beginMissing(ctx, h)
+	}
 	e.track(h)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelStorage)
@@ -420,6 +379,9 @@ func (e *Engine) dropMarker(ctx context.Context, id string) error {
 	e.mu.Lock()
 	delete(e.headless, id)
 	e.mu.Unlock()
+	if err := e.st.dropPlans(ctx, id); err != nil {
+		return err
+	}
 	return e.st.dropOpen(ctx, id)
 }
 

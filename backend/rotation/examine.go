@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
@@ -42,7 +44,8 @@ func (e *Engine) Examine(ctx context.Context, names []string) ([]Report, error) 
 	return e.examine(ctx, roles)
 }
 
-// examine is preflight for roles that need not be stored, lane by lane.
+// examine is preflight for roles that need not be stored. Those of a lane share
+// calls, and each has its own time for them.
 func (e *Engine) examine(ctx context.Context, roles []*Role) ([]Report, error) {
 	reports := make([]Report, len(roles))
 	lanes := map[string][]int{}
@@ -52,12 +55,15 @@ func (e *Engine) examine(ctx context.Context, roles []*Role) ([]Report, error) {
 			lanes[r.lane()] = append(lanes[r.lane()], i)
 		}
 	}
+	// All at once: what hangs costs the others nothing.
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(1, e.Config().Workers))
 	for _, members := range lanes {
-		if err := e.examineLane(ctx, members, reports); err != nil {
-			return nil, err
+		for batch := range slices.Chunk(members, maxBatch) {
+			g.Go(func() error { return e.examineLane(ctx, batch, reports) })
 		}
 	}
-	return reports, nil
+	return reports, g.Wait()
 }
 
 func (e *Engine) examineLane(ctx context.Context, members []int, reports []Report) error {

@@ -134,7 +134,7 @@ func (st *Store) putHeader(ctx context.Context, h *Header) error {
 	if h.State == "" {
 		// The marker comes first: a marker without a header is dropped, a header
 		// without a marker would never be resumed.
-		if err := storage.Put(ctx, st.s, storage.Open+h.ID, struct{}{}, maxSmallEntry); err != nil {
+		if err := st.putOpen(ctx, h.ID); err != nil {
 			return err
 		}
 	}
@@ -145,6 +145,10 @@ func (st *Store) putHeader(ctx context.Context, h *Header) error {
 		return st.s.Delete(ctx, storage.Open+h.ID)
 	}
 	return nil
+}
+
+func (st *Store) putOpen(ctx context.Context, id string) error {
+	return storage.Put(ctx, st.s, openKey(id), struct{}{}, maxSmallEntry)
 }
 
 // openRotations lists rotations that have not ended.
@@ -216,6 +220,9 @@ func livePart(r *Role) Part {
 
 // Summarize derives the state of a rotation from its parts.
 func Summarize(parts []Part) State {
+	if len(parts) == 0 {
+		return Superseded // all roles were taken
+	}
 	count := map[State]int{}
 	for _, p := range parts {
 		if p.State == "" {

@@ -22,8 +22,8 @@ func isRefusal(err error) bool {
 // change reads, changes and writes one role under its lock. What mutate
 // refuses is not written.
 func (e *Engine) change(ctx context.Context, name string, mutate func(*Role) error) error {
-	if err := e.locks.lock(ctx, name); err != nil {
-		return &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
+	if err := e.lockRole(ctx, name); err != nil {
+		return err
 	}
 	defer e.locks.unlock(name)
 	if err := e.st.settle(ctx); err != nil {
@@ -102,8 +102,8 @@ func (e *Engine) Create(ctx context.Context, c Creation) (*Header, error) {
 	// From before the tombstone is read: a role of the same name may come and go
 	// while the target is asked.
 	name := c.Role.Name
-	if err := e.locks.lock(ctx, name); err != nil {
-		return nil, &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
+	if err := e.lockRole(ctx, name); err != nil {
+		return nil, err
 	}
 	defer e.locks.unlock(name)
 	if err := e.st.settle(ctx); err != nil {
@@ -262,8 +262,8 @@ func (r *Role) holds(key string) bool {
 // Delete forgets a role. Its credential goes on working, and a tombstone keeps
 // it for thirty days.
 func (e *Engine) Delete(ctx context.Context, name string) error {
-	if err := e.locks.lock(ctx, name); err != nil {
-		return &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
+	if err := e.lockRole(ctx, name); err != nil {
+		return err
 	}
 	defer e.locks.unlock(name)
 	if err := e.st.settle(ctx); err != nil {
@@ -415,7 +415,12 @@ func (e *Engine) Cancel(ctx context.Context, id, reason string) (*Header, error)
 		return nil, fmt.Errorf("rotation %q: %w", id, ErrNotFound)
 	}
 	if h.State.Ended() {
-		return nil, &Conflict{Rotation: id, Text: fmt.Sprintf("rotation %s has ended (%s); there is nothing to cancel", id, h.State)}
+		return e.cancelled(ctx, h, &Conflict{
+			Rotation: id, Text: fmt.Sprintf("rotation %s has ended (%s); there is nothing to cancel", id, h.State),
+		})
+	}
+	if err := e.cancelMissing(ctx, h); err != nil {
+		return nil, err
 	}
 	if reason == "" {
 		reason = "cancelled on request"
@@ -439,7 +444,22 @@ func (e *Engine) Cancel(ctx context.Context, id, reason string) (*Header, error)
 	case refused != nil:
 		return nil, refused
 	}
-	return nil, &Conflict{Rotation: id, Text: fmt.Sprintf("rotation %s is over at every role; there is nothing to cancel", id)}
+	return e.cancelled(ctx, h, &Conflict{
+		Rotation: id, Text: fmt.Sprintf("rotation %s is over at every role; there is nothing to cancel", id),
+	})
+}
+
+// cancelled answers a cancel that finds nothing more to do: one that comes again
+// after it worked is not refused.
+func (e *Engine) cancelled(ctx context.Context, h *Header, otherwise *Conflict) (*Header, error) {
+	parts, err := e.st.AllParts(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(parts, func(p Part) bool { return p.State == RolledBack || p.State == Cancelled }) {
+		return h, nil
+	}
+	return nil, otherwise
 }
 
 // cancelParts cancels the children and roles of a rotation, and returns what

@@ -52,20 +52,33 @@ func (st *Store) RolesOfKind(ctx context.Context, kind string) ([]string, error)
 	return names, err
 }
 
-// AllParts returns the parts of a rotation, those of its children included.
+// AllParts returns the parts of a rotation, those of its children included, and
+// adds to h the roles that its children found taken.
 func (st *Store) AllParts(ctx context.Context, h *Header) ([]Part, error) {
 	parts, err := st.Parts(ctx, h)
 	if err != nil {
 		return nil, err
 	}
-	for _, id := range h.Children {
+	for i, id := range h.Children {
 		child, err := st.Header(ctx, id)
 		if err != nil {
 			return nil, err
 		}
 		if child == nil {
+			plan, err := st.plan(ctx, h.ID, i)
+			if err != nil {
+				return nil, err
+			}
+			if plan != nil {
+				more, err := st.planned(ctx, plan.Roles)
+				if err != nil {
+					return nil, err
+				}
+				parts = append(parts, more...)
+			}
 			continue
 		}
+		h.Running = append(h.Running, child.Running...)
 		more, err := st.Parts(ctx, child)
 		if err != nil {
 			return nil, err
@@ -77,7 +90,7 @@ func (st *Store) AllParts(ctx context.Context, h *Header) ([]Part, error) {
 
 // StateOf is the state of a rotation with these parts.
 func StateOf(h *Header, parts []Part) State {
-	if h.State != "" && len(h.Children) == 0 {
+	if h.State != "" {
 		return h.State
 	}
 	return Summarize(parts)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
 )
@@ -24,6 +25,9 @@ func (e *Engine) retain() {
 	defer cancel()
 	if err := e.retainRotations(ctx, time.Now()); err != nil {
 		e.o.Logger.Warn("old rotations cannot be removed; trying again later", "error", err)
+	}
+	if err := e.retainRequests(ctx, time.Now()); err != nil {
+		e.o.Logger.Warn("old requests cannot be removed; trying again later", "error", err)
 	}
 	if err := e.retainTombstones(ctx, time.Now()); err != nil {
 		e.o.Logger.Warn("old tombstones cannot be removed; trying again later", "error", err)
@@ -46,11 +50,38 @@ func (e *Engine) retainRotations(ctx context.Context, now time.Time) error {
 		if h == nil || h.State == "" {
 			continue
 		}
-		if err := e.st.forget(ctx, h); err != nil {
+		if with, err := e.st.ofParent(ctx, h); err != nil || with {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := e.st.forgetAll(ctx, h); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// retainRequests forgets requests by their own age: one that joined a rotation,
+// or came to none, stands in no header and goes with none.
+func (e *Engine) retainRequests(ctx context.Context, now time.Time) error {
+	keys, err := e.st.s.List(ctx, storage.Request)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelStorage)
+	for _, key := range keys {
+		g.Go(func() error {
+			entry, err := e.st.request(ctx, storage.Request+key)
+			if err != nil || entry == nil || now.Sub(entry.At) <= retainAge {
+				return err
+			}
+			return e.st.s.Delete(ctx, storage.Request+key)
+		})
+	}
+	return g.Wait()
 }
 
 func startedBefore(id string, t time.Time) bool {

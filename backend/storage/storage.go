@@ -22,6 +22,7 @@ const (
 	DocumentSettings = "document-settings/" // who may fill a document
 	Rotation         = "rotation/"          // headers
 	Evidence         = "evidence/"          // <rotation>/<role>
+	Plan             = "plan/"              // <rotation>/<child>: roles of children that are to begin
 	Open             = "open/"              // markers of rotations that have not ended
 	Request          = "request/"           // hashed request ids and idempotency keys
 	Due              = "due/"               // <hour>/<role>
