@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -105,8 +106,22 @@ func strict(known map[string]*framework.FieldSchema, call framework.OperationFun
 				return answered(refuse("%v", err))
 			}
 		}
+		if known["reason"] != nil {
+			if err := checkReason("reason", d.Get("reason").(string)); err != nil {
+				return answered(refuse("%v", err))
+			}
+		}
 		return answered(call(ctx, req, d))
 	}
+}
+
+// checkReason refuses a reason that would not fit where it is repeated: in every
+// entry and every list that tells of a rotation.
+func checkReason(field, reason string) error {
+	if len(reason) > maxReason || strings.ContainsFunc(reason, unicode.IsControl) {
+		return fmt.Errorf("%s is %.40q; give one line of at most %d bytes", field, reason, maxReason)
+	}
+	return nil
 }
 
 // HandleRequest answers a request. What is wrong with its shape is refused
@@ -305,7 +320,7 @@ var (
 		Description: "Kind of secret, for example redis or api-key.",
 	}
 	reasonField = &framework.FieldSchema{
-		Type: framework.TypeString, Description: "Why, in words; kept with the rotation.",
+		Type: framework.TypeString, Description: "Why, in words: one line of at most 256 bytes, kept with the rotation.",
 	}
 	idempotencyField = &framework.FieldSchema{
 		Type:        framework.TypeString,

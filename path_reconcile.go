@@ -24,12 +24,15 @@ func (b *backend) reconcile(ctx context.Context, req *logical.Request, d *framew
 	if r.Connection == "" {
 		return refuse("roles of kind %s have no target to reconcile", r.Kind)
 	}
-	if err := b.reachable(ctx, r); err != nil {
+	asked := rotation.Request{Reason: d.Get("reason").(string), RequestedBy: requester(req), Keys: requestKeys(req, d)}
+	again, err := b.repeated(ctx, asked)
+	if err == nil && !again {
+		err = b.reachable(ctx, r)
+	}
+	if err != nil {
 		return nil, err
 	}
-	id, err := b.engine.ReconcileRole(ctx, r.Name, rotation.Request{
-		Reason: d.Get("reason").(string), RequestedBy: requester(req), Keys: requestKeys(req, d),
-	})
+	id, err := b.engine.ReconcileRole(ctx, r.Name, asked)
 	if err != nil {
 		return nil, err
 	}

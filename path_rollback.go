@@ -22,22 +22,24 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, d *framewo
 	if err != nil {
 		return nil, err
 	}
+	asked := rotation.Request{Reason: d.Get("reason").(string), RequestedBy: requester(req), Keys: requestKeys(req, d)}
 	if r.Run == nil {
-		if err := b.notFrozen(ctx); err != nil {
-			return nil, err
-		}
-		if err := b.reachable(ctx, r); err != nil {
+		if err := b.mayBegin(ctx, r, asked); err != nil {
 			return nil, err
 		}
 	}
-	id, err := b.engine.RollBack(ctx, r.Name, rotation.Request{
-		Reason: d.Get("reason").(string), RequestedBy: requester(req), Keys: requestKeys(req, d),
-	})
+	id, err := b.engine.RollBack(ctx, r.Name, asked)
 	if err != nil {
 		return nil, err
 	}
-	if r.Run != nil {
-		return b.answerOne(ctx, req, id, r.Name, rotation.Over, back)
+	h, err := b.engine.Store().Header(ctx, id)
+	if err != nil {
+		return nil, err
 	}
-	return b.answerOne(ctx, req, id, r.Name, rotation.Settled, forward)
+	// What it started goes forward; what it joined goes back, also when the
+	// request comes again after that has ended.
+	if h != nil && asked.Started(h) {
+		return b.answerOne(ctx, req, id, r.Name, rotation.Settled, forward)
+	}
+	return b.answerOne(ctx, req, id, r.Name, rotation.Over, back)
 }

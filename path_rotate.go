@@ -61,6 +61,9 @@ func (b *backend) rotateKind(ctx context.Context, req *logical.Request, d *frame
 
 // rotateMany rotates every role of a kind, or of all kinds.
 func (b *backend) rotateMany(ctx context.Context, req *logical.Request, d *framework.FieldData, k string) (*logical.Response, error) {
+	asked := rotation.Request{
+		Trigger: rotation.Manual, RequestedBy: requester(req), Reason: d.Get("reason").(string), Keys: requestKeys(req, d),
+	}
 	names, err := b.engine.Store().RolesOfKind(ctx, k)
 	if err != nil {
 		return nil, err
@@ -74,12 +77,15 @@ func (b *backend) rotateMany(ctx context.Context, req *logical.Request, d *frame
 	if d.Get("dry_run").(bool) {
 		return b.plan(ctx, req, names)
 	}
-	if err := b.notFrozen(ctx); err != nil {
+	again, err := b.repeated(ctx, asked)
+	if err == nil && !again {
+		err = b.notFrozen(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
-	h, err := b.engine.Begin(ctx, rotation.Request{
-		Trigger: rotation.Manual, Roles: names, RequestedBy: requester(req), Reason: d.Get("reason").(string), Keys: requestKeys(req, d),
-	})
+	asked.Roles = names
+	h, err := b.engine.Begin(ctx, asked)
 	if err != nil {
 		return nil, err
 	}
@@ -97,19 +103,35 @@ func (b *backend) rotateRole(ctx context.Context, req *logical.Request, d *frame
 	if d.Get("dry_run").(bool) {
 		return b.plan(ctx, req, []string{r.Name})
 	}
-	if err := b.notFrozen(ctx); err != nil {
-		return nil, err
-	}
-	if err := b.reachable(ctx, r); err != nil {
-		return nil, err
-	}
-	h, err := b.engine.Begin(ctx, rotation.Request{
+	asked := rotation.Request{
 		Trigger: rotation.Manual, Roles: []string{r.Name}, RequestedBy: requester(req), Reason: d.Get("reason").(string), Keys: requestKeys(req, d),
-	})
+	}
+	if err := b.mayBegin(ctx, r, asked); err != nil {
+		return nil, err
+	}
+	h, err := b.engine.Begin(ctx, asked)
 	if err != nil {
 		return nil, err
 	}
 	return b.answerOne(ctx, req, h.ID, r.Name, rotation.Settled, forward)
+}
+
+// repeated reports whether a request was served before: then it is answered with
+// the same rotation, whatever has changed since.
+func (b *backend) repeated(ctx context.Context, asked rotation.Request) (bool, error) {
+	h, err := b.engine.Repeated(ctx, asked)
+	return h != nil, err
+}
+
+// mayBegin refuses a new rotation of r while none may start.
+func (b *backend) mayBegin(ctx context.Context, r *rotation.Role, asked rotation.Request) error {
+	if again, err := b.repeated(ctx, asked); again || err != nil {
+		return err
+	}
+	if err := b.notFrozen(ctx); err != nil {
+		return err
+	}
+	return b.reachable(ctx, r)
 }
 
 // roleOf reads the role that a path names by kind and name.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/uuid"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -116,7 +117,11 @@ func (b *backend) listRotations(ctx context.Context, _ *logical.Request, d *fram
 }
 
 func (b *backend) readRotation(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	h, parts, err := b.partsOf(ctx, d.Get("id").(string))
+	id, err := rotationID(d)
+	if err != nil {
+		return nil, err
+	}
+	h, parts, err := b.partsOf(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +148,16 @@ func (b *backend) readRotation(ctx context.Context, req *logical.Request, d *fra
 		return resp, b.detail(ctx, req, h, parts[0], data)
 	}
 	return resp, nil
+}
+
+// rotationID reads the id that a path names; storage is not asked for what cannot
+// be one.
+func rotationID(d *framework.FieldData) (string, error) {
+	id := d.Get("id").(string)
+	if u, err := uuid.Parse(id); err != nil || u.String() != id {
+		return "", notFound("%.64q is no id of a rotation; list rotations/ to see which there are", id)
+	}
+	return id, nil
 }
 
 // detail adds what a rotation of one role has to tell beyond its state.
@@ -183,7 +198,11 @@ func lines(timeline []rotation.Moment) []string {
 }
 
 func (b *backend) cancel(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	h, err := b.engine.Cancel(ctx, d.Get("id").(string), d.Get("reason").(string))
+	id, err := rotationID(d)
+	if err != nil {
+		return nil, err
+	}
+	h, err := b.engine.Cancel(ctx, id, d.Get("reason").(string))
 	if err != nil {
 		return nil, err
 	}
