@@ -17,6 +17,15 @@ import (
 
 func (b *backend) pathRoles() []*framework.Path {
 	fields := roleFields()
+	remove := map[string]*framework.FieldSchema{
+		"name": nameField,
+		"abandon": {
+			Type: framework.TypeBool, Query: true,
+			Description: "Delete the role although its rotation waits for a target that will not come back. Only when deleting.",
+		},
+	}
+	all := maps.Clone(fields)
+	maps.Copy(all, remove)
 	answer := roleAnswer()
 	written := rotationAnswer()
 	written["next_rotations"] = nextRotationsField()
@@ -39,7 +48,7 @@ func (b *backend) pathRoles() []*framework.Path {
 		},
 		{
 			Pattern:        "roles/" + namePattern,
-			Fields:         fields,
+			Fields:         all,
 			ExistenceCheck: b.roleExists,
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ReadOperation: operation{
@@ -50,7 +59,7 @@ func (b *backend) pathRoles() []*framework.Path {
 				logical.PatchOperation:  write(b.updateRole, "Change a role; what is not given stays.", "patch"),
 				logical.DeleteOperation: operation{
 					call: b.deleteRole, summary: "Delete a role; its secret goes on working.", verb: "delete", suffix: "role", none: true, errors: []int{409}, mutating: true,
-				}.handler(nil),
+				}.handler(remove),
 			},
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			HelpSynopsis: "One secret under rotation.",
@@ -58,7 +67,10 @@ func (b *backend) pathRoles() []*framework.Path {
 the first version. Where the user has a password that was not given, the request is refused unless
 overwrite_existing=true. While a role rotates only its schedule, grace_period and description may be
 written. A write answers with the next three times at which the role rotates by itself. Deleting one leaves
-its secret working, and keeps it for 30 days: creating the role again goes on with its version numbers.`,
+its secret working, and keeps it for 30 days: creating the role again goes on with its version numbers. A role
+that is in a rotation is not deleted. Where the rotation waits for a server that is gone for good, in grace,
+retire or on its way back, abandon=true ends it where it stands: vault delete harmonyflow/roles/<name> abandon=true.
+Nothing more is asked of the server, which, should it come back, accepts what it accepted last.`,
 		},
 	}
 }
@@ -134,7 +146,7 @@ func (b *backend) listRoles(ctx context.Context, _ *logical.Request, _ *framewor
 
 func (b *backend) roleExists(ctx context.Context, _ *logical.Request, d *framework.FieldData) (bool, error) {
 	name := d.Get("name").(string)
-	if !nameRegexp.MatchString(name) {
+	if checkName(name) != nil {
 		return false, nil
 	}
 	r, err := b.engine.Store().Role(ctx, name)
@@ -286,6 +298,7 @@ func (b *backend) createdBy(ctx context.Context, name, request string) (*rotatio
 
 // create makes a role while its connection stays what it is.
 func (b *backend) create(ctx context.Context, k *kindEntry, c rotation.Creation) (*rotation.Header, error) {
+	c.Check = func(ctx context.Context, r *rotation.Role) error { return b.unfilled(ctx, r, c.Overwrite) }
 	if k.ConnectionType() == "" {
 		if c.Role.Connection != "" {
 			return nil, badRequest("connection is %.64q; roles of kind %s need none", c.Role.Connection, c.Role.Kind)
@@ -293,7 +306,10 @@ func (b *backend) create(ctx context.Context, k *kindEntry, c rotation.Creation)
 		return b.engine.Create(ctx, c)
 	}
 	e, err := b.usable(ctx, c.Role, k)
-	if err == nil && len(e.Members) == 0 {
+	if err == nil && c.Overwrite && len(e.AllowedUsernames) == 0 {
+		err = badRequest("overwrite_existing replaces a password that nobody gave, so connection %q has to name the user: add %q to its allowed_usernames", e.Name, c.Role.Spec.Username)
+	}
+	if err == nil {
 		err = b.identify(ctx, e.Name)
 	}
 	if err != nil {
@@ -307,7 +323,18 @@ func (b *backend) create(ctx context.Context, k *kindEntry, c rotation.Creation)
 	if e, err = b.usable(ctx, c.Role, k); err != nil {
 		return nil, err
 	}
+	if err := b.soleOwner(ctx, e, c.Role); err != nil {
+		return nil, err
+	}
 	c.Target = e.Identity
+	unfilled := c.Check
+	c.Check = func(ctx context.Context, r *rotation.Role) error {
+		// Again, now that no connection can take the user as its admin any more.
+		if err := b.soleOwner(ctx, e, r); err != nil {
+			return err
+		}
+		return unfilled(ctx, r)
+	}
 	return b.engine.Create(ctx, c)
 }
 
@@ -473,18 +500,37 @@ func (b *backend) usable(ctx context.Context, r *rotation.Role, k *kindEntry) (*
 	if err != nil {
 		return nil, err
 	}
+	if e.Type != k.ConnectionType() {
+		return nil, badRequest("connection %q is of type %s; a role of kind %s needs %s", e.Name, e.Type, r.Kind, k.ConnectionType())
+	}
+	return e, allows(e, r)
+}
+
+// allows refuses a role that its connection does not serve.
+func allows(e *connection.Entry, r *rotation.Role) error {
 	user := r.Spec.Username
 	switch {
-	case e.Type != k.ConnectionType():
-		return nil, badRequest("connection %q is of type %s; a role of kind %s needs %s", e.Name, e.Type, r.Kind, k.ConnectionType())
 	case !e.AllowsRole(r.Name):
-		return nil, badRequest("connection %q does not allow role %q; add it to its allowed_roles", e.Name, r.Name)
-	case user == e.Username():
-		return nil, badRequest("username %q is the connection's own admin user, which a role must not rotate; use another admin user for the connection, or another role", user)
+		return kind.Definitely("connection %q does not allow role %q; add it to its allowed_roles", e.Name, r.Name)
+	case e.Administers(user):
+		return kind.Definitely("username %q is the connection's own admin user, which a role must not rotate; use another admin user for the connection, or another role", user)
 	case !e.AllowsUsername(user):
-		return nil, badRequest("connection %q does not allow user %q; add it to its allowed_usernames", e.Name, user)
+		return kind.Definitely("connection %q does not allow user %q; add it to its allowed_usernames", e.Name, user)
 	}
-	return e, nil
+	return nil
+}
+
+// permit is rotation.Options.Permit: what a connection allowed when a role was
+// created it may have taken back since.
+func (b *backend) permit(ctx context.Context, roles []*rotation.Role) []error {
+	errs := make([]error, len(roles))
+	e, err := b.connections.Must(ctx, roles[0].Connection)
+	for i, r := range roles {
+		if errs[i] = err; err == nil {
+			errs[i] = allows(e, r)
+		}
+	}
+	return errs
 }
 
 // initialMaterial reads the secret that is to be adopted; nil for none.
@@ -507,5 +553,9 @@ func initialMaterial(r *rotation.Role, k *kindEntry, d *framework.FieldData) (*k
 }
 
 func (b *backend) deleteRole(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	return nil, b.engine.Delete(ctx, d.Get("name").(string))
+	name := d.Get("name").(string)
+	if d.Get("abandon").(bool) {
+		return nil, b.engine.Abandon(ctx, name, "the role was deleted with abandon=true")
+	}
+	return nil, b.engine.Delete(ctx, name)
 }
