@@ -206,6 +206,10 @@ const (
 	Unavailable Class = iota
 	// Definite: the target answered, and the answer will not change by itself.
 	Definite
+	// Unreachable: no connection to the node could be had, or it was lost or
+	// timed out. Waiting may help, as with Unavailable; beyond that it says that
+	// the node answered nothing, so that allow_partial may pass it over.
+	Unreachable
 )
 
 // Error is an error with its class. Its text holds no secret.
@@ -228,6 +232,17 @@ func Definitely(format string, args ...any) error {
 func IsDefinite(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Class == Definite
+}
+
+// CannotReach marks err as a failure to get any answer from a node.
+func CannotReach(err error) error { return &Error{Class: Unreachable, Err: err} }
+
+// IsUnreachable reports whether err is known to be the lack of any answer.
+// Unknown errors are not: a node that refuses only the engine still serves its
+// clients, and must not be passed over.
+func IsUnreachable(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Class == Unreachable
 }
 
 // CallTimeout bounds one call of a Target, and so how long a change may still

@@ -63,9 +63,32 @@ type facts struct {
 	answer  *kind.Answer
 	asked   []kind.Material
 	outcome *kind.Outcome
+	// earlier is what became of the stored attempt, where this engine made the
+	// call and then had to wait until nothing of it could land any more.
+	earlier *kind.Outcome
 	// published is set when the role's document shows what it should.
 	published bool
 	permit    bool // the stored attempt is this worker's own and not used yet
+}
+
+// unsaved is why a call does not count, although a fresh login shows that it was
+// done: a node that was not passed over answered it with an error. What a node
+// did and could not save is gone with its next restart.
+func unsaved(o *kind.Outcome, missed []string) error {
+	if o == nil {
+		return nil
+	}
+	first := o.Err
+	for _, n := range o.Nodes {
+		switch {
+		case n.Err == nil || slices.Contains(missed, n.Node):
+		case kind.IsDefinite(n.Err):
+			return n.Err
+		case first == nil:
+			first = n.Err
+		}
+	}
+	return first
 }
 
 // landed reports whether the call of this worker has come back from every
@@ -134,8 +157,8 @@ func (d *decider) decide() step {
 	}
 	// A change that was sent by somebody who did not come back may still land:
 	// neither ask nor change anything before it no longer can.
-	if run.Attempt != nil && !d.facts.permit && !d.facts.landed() {
-		if t := run.Attempt.Deadline.Add(Skew); d.now.Before(t) {
+	if a := run.Attempt; a != nil && !a.Landed && !d.facts.permit && !d.facts.landed() {
+		if t := a.Deadline.Add(Skew); d.now.Before(t) {
 			if err := d.facts.rejected(); err != nil && run.Doomed == "" && !d.patient() {
 				return d.doom(err)
 			}
@@ -212,18 +235,37 @@ func (d *decider) unavailable() error {
 			up = true
 		}
 	}
-	if len(down) == 0 || d.role.AllowPartial && up {
+	if len(down) == 0 || d.role.AllowPartial && up && unreachable(down) {
 		return nil
 	}
-	return downError(down)
+	return downError(down, d.role.AllowPartial)
 }
 
-func downError(down map[string]error) error {
-	nodes := make([]string, 0, len(down))
+// unreachable reports whether clients cannot get at any of these nodes either. A
+// node that answers, and be it by a refusal, is one that consumers may log in
+// to: nothing passes it over.
+func unreachable(down map[string]error) bool {
+	for _, err := range down {
+		if !kind.IsUnreachable(err) {
+			return false
+		}
+	}
+	return true
+}
+
+func downError(down map[string]error, partial bool) error {
+	var nodes []string
+	blocking := partial && !unreachable(down)
 	for n, err := range down {
-		nodes = append(nodes, fmt.Sprintf("%s (%v)", n, err))
+		if !blocking || !kind.IsUnreachable(err) {
+			nodes = append(nodes, fmt.Sprintf("%s (%v)", n, err))
+		}
 	}
 	slices.Sort(nodes)
+	if blocking {
+		return fmt.Errorf("%s could be reached and not be asked; allow_partial passes over only nodes that nobody reaches",
+			strings.Join(nodes, ", "))
+	}
 	return fmt.Errorf("no answer from %s; a rotation needs every known node, or allow_partial=true on the role",
 		strings.Join(nodes, ", "))
 }
@@ -294,6 +336,8 @@ func (d *decider) apply() step {
 		return d.event(recall, run.Recall)
 	case d.targetless:
 		return d.promote(nil)
+	case run.Trigger == Reconcile && d.unsent():
+		return d.send(d.role.clone(), d.applyGoal())
 	}
 	return d.pursue(d.applyGoal(), d.promote)
 }
@@ -425,6 +469,9 @@ func (d *decider) reapply() step {
 	if p := r.With(version.Previous); p != nil {
 		g.accept = append(g.accept, p.Material)
 	}
+	if d.unsent() {
+		return d.send(r.clone(), g)
+	}
 	return d.pursue(g, applied)
 }
 
@@ -470,7 +517,7 @@ func (d *decider) promoteBack() step {
 	next.PromoteBack(run.Rotation, d.now)
 	next.LastRotation = d.now
 	next.advance(recall, d.now) // → publish, on the way back
-	run.Error = reason
+	run.Error = clip(reason)
 	if next.Document != "" {
 		run.rest()
 		return step{act: store, next: next}
@@ -507,9 +554,13 @@ func (d *decider) undo() step {
 }
 
 // pursue brings the target to a goal: an attempt is stored, the call made, and
-// the goal proven by probing. Whoever resumes starts with the probe.
+// the goal proven by probing. The proof alone is not enough where a call was
+// made: a login shows what a node holds in memory, and only the call's own good
+// answer that the node has saved it. So an error of a node that answers counts
+// as much as a refused login, and whoever resumes starts with the probe and
+// makes the call once more, which is idempotent, before the goal is met.
 func (d *decider) pursue(g goal, met func(*verdict) step) step {
-	f := d.facts
+	f, run := d.facts, d.role.Run
 	switch {
 	case f.permit:
 		return step{act: call, goal: g}
@@ -517,25 +568,62 @@ func (d *decider) pursue(g goal, met func(*verdict) step) step {
 		return step{act: probe, goal: g, ask: g.ask()}
 	}
 	v := judge(*f.answer, f.asked, g, d.role.AllowPartial)
-	switch {
-	case v.met:
+	if v.met {
+		switch err := unsaved(f.outcome, v.missed); {
+		case err != nil:
+			return d.retry(err, bad)
+		case f.outcome == nil && run.Attempt != nil:
+			return d.confirm(g, v, met)
+		}
 		return met(v)
+	}
+	switch {
 	case f.outcome != nil: // asked just now, and still not so
 		return d.retry(d.refusal(v), bad)
 	case v.unmet == nil: // nobody to ask
 		return d.retry(v.unavailable, bad)
 	}
-	next := d.role.clone()
-	run := next.Run
-	if run.Attempt != nil { // sent by somebody who did not learn what became of it
-		if d.expired() && !d.patient() {
-			return d.event(bad, v.unmet.Error())
-		}
-		run.Tries++
-		run.Error = "the outcome of a call is unknown: " + v.unmet.Error()
+	if a := run.Attempt; a != nil && !a.Landed { // nobody learnt what became of it
+		return d.sendAgain(g, v.unmet)
 	}
-	run.Attempt = d.attempt(g.call)
+	return d.send(d.role.clone(), g)
+}
+
+// confirm is for a goal that looks met, and a call that nobody knows to have
+// come to its end.
+func (d *decider) confirm(g goal, v *verdict, met func(*verdict) step) step {
+	err := unsaved(d.facts.earlier, v.missed)
+	switch {
+	case err != nil:
+		return d.sendAgain(g, err)
+	case d.facts.earlier != nil: // all but the nodes that are passed over
+		return met(v)
+	}
+	return d.send(d.role.clone(), g)
+}
+
+// sendAgain repeats a call whose outcome is unknown, or gives up.
+func (d *decider) sendAgain(g goal, err error) step {
+	if d.expired() && !d.patient() {
+		return d.event(bad, err.Error())
+	}
+	next := d.role.clone()
+	next.Run.Tries++
+	next.Run.Error = clip("the outcome of a call is unknown: " + err.Error())
+	return d.send(next, g)
+}
+
+// send stores the intent to call, as part of next.
+func (d *decider) send(next *Role, g goal) step {
+	next.Run.Attempt = d.attempt(g.call)
 	return step{act: store, next: next, permit: true}
+}
+
+// unsent reports whether nobody has made the call of this phase, as far as is
+// stored. What is restored is called for even where it looks right already: it
+// may be so in a node's memory alone.
+func (d *decider) unsent() bool {
+	return d.role.Run.Attempt == nil && !d.facts.permit && d.facts.outcome == nil
 }
 
 // patient phases are retried for ever: half of them is no place to stop.
@@ -584,20 +672,32 @@ func (d *decider) retry(err error, on event) step {
 	next := d.role.clone()
 	r := next.Run
 	r.Tries++
-	r.Error = clip(err.Error(), maxText)
+	r.Error = clip(err.Error())
 	r.RetryAt = d.now.Add(d.pause(r.Tries))
 	if d.facts.landed() {
-		r.Attempt = nil
+		d.settleAttempt(r)
 	}
 	next.mark(d.now, fmt.Sprintf("%s: waiting: %s", r.Phase, r.Error))
 	return step{act: store, next: next}
+}
+
+// settleAttempt keeps of a call that has landed what is still open: where a node
+// answered it with an error, it is made again before the goal counts as met.
+func (d *decider) settleAttempt(run *Run) {
+	if run.Attempt == nil || unsaved(d.facts.outcome, nil) == nil {
+		run.Attempt = nil
+		return
+	}
+	landed := *run.Attempt
+	landed.Landed = true
+	run.Attempt = &landed
 }
 
 // doom stores that the rotation gives up, as soon as nothing that was sent can
 // still happen: part of a call has an unknown outcome.
 func (d *decider) doom(err error) step {
 	next := d.role.clone()
-	next.Run.Doomed = clip(err.Error(), maxText)
+	next.Run.Doomed = clip(err.Error())
 	next.Run.Error = next.Run.Doomed
 	next.mark(d.now, fmt.Sprintf("%s: giving up: %s", next.Run.Phase, err))
 	return step{act: store, next: next}
@@ -611,7 +711,7 @@ func (d *decider) event(on event, reason string) step {
 		return d.retry(fmt.Errorf("%s", reason), on)
 	}
 	next := d.role.clone()
-	next.Run.Error = clip(reason, maxText)
+	next.Run.Error = clip(reason)
 	switch {
 	case l.End != "":
 		return d.endAs(next, l.End, nil)
@@ -752,7 +852,7 @@ func (d *decider) conclude(next *Role) {
 
 func (d *decider) endAs(next *Role, state State, v *verdict) step {
 	ended := next.Run
-	reason := ended.Error
+	reason := clip(ended.Error) // an earlier version may have stored more
 	if state == Completed {
 		reason = ""
 	}
@@ -778,7 +878,7 @@ func (d *decider) endAs(next *Role, state State, v *verdict) step {
 func (d *decider) stillDrifted(next *Role, ended *Run, reason string) {
 	if next.Drift == nil {
 		if ended.Phase != Preflight { // which alone shows no difference
-			next.Drift = &Drift{Since: d.now, Reason: "not reconciled: " + reason}
+			next.Drift = &Drift{Since: d.now, Reason: clip("not reconciled: " + reason)}
 		}
 		return
 	}
@@ -793,7 +893,7 @@ func (d *decider) settleSchedule(next *Role, ended *Run, state State, reason str
 	case state == Completed:
 		next.Failures, next.RetryAt, next.Suspended = 0, time.Time{}, ""
 	case ended.Promoted:
-		next.Suspended = fmt.Sprintf("rotation %s was rolled back after promotion: %s", ended.Rotation, reason)
+		next.Suspended = clip(fmt.Sprintf("rotation %s was rolled back after promotion: %s", ended.Rotation, reason))
 	case ended.Trigger == Scheduled:
 		next.Failures++
 		next.RetryAt = d.now.Add(scheduleBackoff(next.Failures))
@@ -841,13 +941,13 @@ func judge(a kind.Answer, asked []kind.Material, g goal, allowPartial bool) *ver
 	}
 	slices.Sort(v.missed)
 	if len(down) > 0 && v.unavailable == nil {
-		v.unavailable = downError(down)
+		v.unavailable = downError(down, allowPartial)
 	}
 	if len(a.Nodes) == 0 && v.unavailable == nil {
 		v.unavailable = fmt.Errorf("the target named no node to prove anything at; check the connection's addresses")
 	}
 	reachable := len(a.Nodes) - len(v.missed)
-	complete := v.unavailable == nil || allowPartial && a.Err == nil && reachable > 0
+	complete := v.unavailable == nil || allowPartial && a.Err == nil && reachable > 0 && unreachable(down)
 	v.met = v.unmet == nil && complete
 	return v
 }

@@ -71,7 +71,8 @@ type Engine struct {
 	tracks  map[string]*track
 	// headless are markers of rotations without a header, and since when.
 	headless map[string]time.Time
-	unstored map[string]int // roles whose last writes failed, and how many
+	unstored map[string]int  // roles whose last writes failed, and how many
+	sent     map[string]sent // by role; see keepOutcome
 }
 
 // Bounds on work under way. A connection may have two batches: a single
@@ -113,7 +114,7 @@ func New(o Options) *Engine {
 	return &Engine{
 		o: o, st: st, locks: newLocks(), due: newDueQueue(st),
 		ctx: ctx, cancel: cancel, kick: make(chan struct{}, 1),
-		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{}, headless: map[string]time.Time{}, unstored: map[string]int{},
+		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{}, headless: map[string]time.Time{}, unstored: map[string]int{}, sent: map[string]sent{},
 	}
 }
 

@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -76,7 +77,7 @@ func (e *Engine) load(lane string, names []string) ([]*job, error) {
 			e.wake(r.lane(), r.Name, time.Now())
 			continue
 		}
-		jobs = append(jobs, &job{role: r})
+		jobs = append(jobs, &job{role: r, facts: facts{earlier: e.outcomeOf(r)}})
 	}
 	if len(jobs) == 0 || jobs[0].role.Connection == "" {
 		return jobs, nil
@@ -86,6 +87,37 @@ func (e *Engine) load(lane string, names []string) ([]*job, error) {
 		j.generation = generation
 	}
 	return jobs, err
+}
+
+// sent is what became of an attempt that is waited for.
+type sent struct {
+	deadline time.Time
+	outcome  *kind.Outcome
+}
+
+// keepOutcome keeps, over a wait, what became of a job's call. Who finds none
+// after it makes the call again; that is safe, and never ends where a node that
+// is passed over does not answer.
+func (e *Engine) keepOutcome(j *job) {
+	o, a := cmp.Or(j.facts.outcome, j.facts.earlier), j.role.Run.Attempt
+	if o == nil || a == nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.sent[j.role.Name] = sent{a.Deadline, o}
+}
+
+// outcomeOf is what became of the stored attempt of r, if this engine saw it.
+func (e *Engine) outcomeOf(r *Role) *kind.Outcome {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s, ok := e.sent[r.Name]
+	delete(e.sent, r.Name)
+	if !ok || r.Run.Attempt == nil || !r.Run.Attempt.Deadline.Equal(s.deadline) {
+		return nil
+	}
+	return s.outcome
 }
 
 // round decides for every job, does what was decided, and returns the jobs
@@ -103,6 +135,7 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 		by[j.step.act] = append(by[j.step.act], j)
 	}
 	for _, j := range by[wait] {
+		e.keepOutcome(j)
 		e.wake(lane, j.role.Name, j.step.until)
 	}
 	live = append(live, e.generate(by[generate])...)

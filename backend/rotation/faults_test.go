@@ -1,9 +1,11 @@
 package rotation
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -48,6 +50,8 @@ const (
 	rejects       fault = "rejects"
 	rejectsOne    fault = "one-rejects-one-hangs"
 	callPanics    fault = "panics"
+	unsavedOne    fault = "one-cannot-save"
+	unsavedLost   fault = "not-saved-reply-lost"
 	crashInCall   fault = "crash-in-call"
 	crashOnReturn fault = "crash-on-return"
 )
@@ -57,7 +61,7 @@ var (
 	storageReadFaults  = []fault{storageFails, crashBefore}
 	changeFaults       = []fault{
 		callFails, callHangs, replyLost, landsLate, landsAfter, diesBetween, oneNodeOnly, nodeDown, lies, rejects,
-		rejectsOne, callPanics, crashInCall, crashOnReturn,
+		rejectsOne, callPanics, crashInCall, crashOnReturn, unsavedOne, unsavedLost,
 	}
 	lookFaults = []fault{callFails, callHangs, oneNodeOnly, nodeDown, rejects, callPanics, crashInCall}
 )
@@ -293,7 +297,7 @@ func (f *fakeTarget) Preflight(ctx context.Context, users []kind.User) []kind.Fi
 
 func (f *fakeTarget) reach(n *node, what fault, index int) error {
 	if n.down {
-		return errors.New("node is down")
+		return errDown
 	}
 	if what == oneNodeOnly && index > 0 {
 		return errInjected
@@ -389,6 +393,9 @@ func (f *fakeTarget) Change(ctx context.Context, changes []kind.Change) []kind.O
 		}
 		w.logLocked("target change %s: %s%s", c.Username, wanted(c), note(firstError(out[i])))
 	}
+	if what == unsavedOne || what == unsavedLost {
+		w.restartNodesLater(90 * time.Second)
+	}
 	if what == diesBetween || what == crashOnReturn {
 		f.i.kill()
 	}
@@ -420,6 +427,7 @@ func (f *fakeTarget) landLater(at time.Time, changes []kind.Change, landed func(
 			w.logLocked("target lands late %s: %s", c.Username, wanted(c))
 			for _, name := range w.order {
 				w.nodes[name].apply(c, w.shape.strategy)
+				w.nodes[name].save(c.Username)
 			}
 		}
 		landed()
@@ -435,7 +443,7 @@ func (f *fakeTarget) change(c kind.Change, what fault) kind.Outcome {
 		var err error
 		switch {
 		case n.down:
-			err = errors.New("node is down")
+			err = errDown
 		case what == rejects, what == rejectsOne && i == 0:
 			err = kind.Definitely("injected: refused by policy")
 		case what == diesBetween && i > 0, what == oneNodeOnly && i > 0, what == rejectsOne:
@@ -443,9 +451,14 @@ func (f *fakeTarget) change(c kind.Change, what fault) kind.Outcome {
 		case what == lies:
 		default:
 			n.apply(c, w.shape.strategy)
+			if what != unsavedLost && (what != unsavedOne || i > 0) {
+				n.save(c.Username)
+			} else if what == unsavedOne {
+				err = kind.Definitely("injected: the node cannot save its users")
+			}
 		}
-		if what == replyLost {
-			err = errInjected
+		if what == replyLost || what == unsavedLost {
+			err = cmp.Or(err, errInjected)
 		}
 		out.Nodes = append(out.Nodes, kind.NodeError{Node: name, Err: err})
 	}
@@ -464,6 +477,41 @@ func (n *node) apply(c kind.Change, s kind.Strategy) {
 		}
 	}
 	n.accepts[c.Username] = set
+}
+
+// save makes what the node holds for user survive its restart.
+func (n *node) save(user string) { n.saved[user] = slices.Clone(n.accepts[user]) }
+
+// restart leaves the node with what it saved.
+func (n *node) restart() {
+	n.accepts = maps.Clone(n.saved)
+}
+
+// set is what a user of the node accepts from now on, whoever says so.
+func (n *node) set(user string, ms []kind.Material) {
+	n.accepts[user] = ms
+	n.save(user)
+}
+
+func (w *world) restartNodesLater(d time.Duration) {
+	w.over.Add(1)
+	go func() {
+		defer w.over.Done()
+		w.pass(d)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.restartNodesLocked()
+	}()
+}
+
+// restartNodesLocked restarts every node, and checks that it made no difference
+// that matters.
+func (w *world) restartNodesLocked() {
+	w.logLocked("nodes restart")
+	for _, n := range w.nodes {
+		n.restart()
+	}
+	w.checkLocked()
 }
 
 func note(err error) string {

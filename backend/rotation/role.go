@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 
@@ -148,19 +149,55 @@ type Drift struct {
 // maxTimeline bounds a timeline; a rotation that waits for days repeats itself.
 const maxTimeline = 64
 
-// maxText bounds what others' errors may add to an entry.
-const maxText = 512
+// Bounds on what others' errors and users' reasons may add to an entry: so many
+// characters, and so many bytes of JSON, which writes some characters as six.
+const (
+	maxRunes = 256
+	maxText  = 512
+)
 
-func clip(s string, limit int) string {
-	if len(s) <= limit || limit == 0 {
-		return s[:min(len(s), limit)]
+// clip shortens a text to what may go into an entry. What is not UTF-8 is left
+// out: JSON would make more of it.
+func clip(s string) string { return clipTo(s, maxRunes, maxText) }
+
+func clipTo(s string, runes, size int) string {
+	if runes == 0 {
+		return ""
 	}
-	return strings.ToValidUTF8(s[:limit], "") + "…"
+	var out strings.Builder
+	size -= len("…") + 2 // the quotes
+	n := 0
+	for i, r := range s {
+		if r == utf8.RuneError {
+			if _, width := utf8.DecodeRuneInString(s[i:]); width == 1 {
+				continue
+			}
+		}
+		cost := escaped(r)
+		if n == runes || cost > size {
+			return out.String() + "…"
+		}
+		out.WriteRune(r)
+		n++
+		size -= cost
+	}
+	return out.String()
+}
+
+// escaped is how many bytes r takes in JSON, at most.
+func escaped(r rune) int {
+	switch {
+	case r < ' ', strings.ContainsRune("<>&\u007f\u2028\u2029", r):
+		return len(`\u0000`)
+	case r == '"', r == '\\':
+		return 2
+	}
+	return utf8.RuneLen(r)
 }
 
 func (r *Role) mark(now time.Time, what string) {
 	t := &r.Run.Timeline
-	what = clip(what, maxText)
+	what = clip(what)
 	if n := len(*t); n > 0 && (*t)[n-1].What == what {
 		return
 	}

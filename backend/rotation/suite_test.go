@@ -104,6 +104,21 @@ func scenarios() []scenario {
 			w.create("a", nil, false)
 			w.idle("a")
 		}, check: serves("a", "m0-a")},
+		{name: "abandon in grace", seed: one, steps: func(w *world) {
+			w.rotate("a")
+			w.phase("a", Grace)
+			w.abandon("a")
+			w.create("a", nil, false)
+			w.idle("a")
+		}, check: serves("a", "m1")},
+		{name: "abandon on the way back", seed: one, steps: func(w *world) {
+			w.rotate("a")
+			w.phase("a", Grace)
+			w.rollBack("a")
+			w.abandon("a")
+			w.create("a", nil, false)
+			w.idle("a")
+		}, check: serves("a", "m0-a")},
 		{name: "reconcile", seed: one, not: targetlessOnly, steps: func(w *world) {
 			w.tamper("n1", "u-a", *material("a", "stranger"))
 			w.reconcile("a")
@@ -160,7 +175,7 @@ func material(role, secret string) *kind.Material {
 // imported is a user that has a password the engine was not told.
 func imported(w *world) {
 	for _, n := range w.nodes {
-		n.accepts["u-a"] = []kind.Material{*material("a", "old")}
+		n.set("u-a", []kind.Material{*material("a", "old")})
 	}
 	w.foreign["u-a"] = []kind.Material{*material("a", "old")}
 }
@@ -231,6 +246,10 @@ func (w *world) remove(role string) {
 	_ = w.do("delete", func(ctx context.Context, e *Engine) error { return e.Delete(ctx, role) })
 }
 
+func (w *world) abandon(role string) {
+	_ = w.do("abandon", func(ctx context.Context, e *Engine) error { return e.Abandon(ctx, role, "") })
+}
+
 // create makes a role and does not give up before it is there: nothing that
 // failed half-way may stand in the way of trying again.
 func (w *world) create(role string, initial *kind.Material, overwrite bool) {
@@ -244,6 +263,9 @@ func (w *world) create(role string, initial *kind.Material, overwrite bool) {
 			return
 		}
 		w.logf("create again after %s", answer(err))
+		// The role before was deleted while a node was passed over: what it left
+		// there has to be ended on request.
+		overwrite = overwrite || err != nil && strings.Contains(err.Error(), "initial_password")
 		w.pass(10 * time.Second)
 	}
 	w.violate("role %s could not be created", role)
@@ -422,7 +444,7 @@ func (w *world) crowd(rng *rand.Rand) {
 		var steps []func()
 		for range 1 + rng.Intn(4) {
 			pause := time.Duration(rng.Intn(400)) * time.Second
-			what := rng.Intn(7)
+			what := rng.Intn(8)
 			steps = append(steps, func() { w.pass(pause); w.whim(what) })
 		}
 		wg.Go(func() {
@@ -437,7 +459,11 @@ func (w *world) crowd(rng *rand.Rand) {
 		w.create("a", nil, false)
 	}
 	w.idle("a")
-	if d := w.role("a").Drift; d != nil && len(d.Missed) == 0 { // a reconcile failed, and said so
+	r := w.role("a")
+	if r == nil { // what is wrong has been said
+		return
+	}
+	if d := r.Drift; d != nil && len(d.Missed) == 0 { // a reconcile failed, and said so
 		w.reconcile("a")
 		w.idle("a")
 	}
@@ -462,6 +488,8 @@ func (w *world) whim(what int) {
 			_, err := e.Create(ctx, Creation{Role: w.newRole("a"), Target: w.newRole("a").Target})
 			return err
 		})
+	case 7:
+		w.abandon("a")
 	}
 }
 

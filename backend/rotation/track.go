@@ -149,15 +149,16 @@ func (e *Engine) tend(ids []string) {
 // where there are many, to fit its entry; they are whole in the evidence.
 func closed(h *Header, parts map[string]Part) *Header {
 	c := *h
+	c.Reason = clip(c.Reason) // an earlier version may have stored more
 	limits := []int{60, 0}
 	if len(h.Roles) <= 20 {
-		limits = []int{maxText, 60, 0}
+		limits = []int{maxRunes, 60, 0}
 	}
 	for _, limit := range limits {
 		c.Roles = make([]Part, len(h.Roles))
 		for i, p := range h.Roles {
 			c.Roles[i] = parts[p.Role]
-			c.Roles[i].Error = clip(c.Roles[i].Error, limit)
+			c.Roles[i].Error = clipTo(c.Roles[i].Error, limit, maxText)
 		}
 		c.State, c.Finished = Summarize(c.Roles), time.Now().UTC()
 		if raw, err := jsonutil.EncodeJSON(&c); err == nil && len(raw) <= maxHeaderEntry {
@@ -171,16 +172,22 @@ func (e *Engine) closeRotation(id string) error {
 	e.mu.Lock()
 	t := e.tracks[id]
 	e.mu.Unlock()
-	if t == nil || len(t.open) > 0 {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 	defer cancel()
+	if t == nil {
+		return e.closeParent(ctx, id)
+	}
+	if len(t.open) > 0 {
+		return nil
+	}
 	if err := e.st.putHeader(ctx, closed(t.header, t.parts)); err != nil {
 		return err
 	}
 	e.mu.Lock()
 	delete(e.tracks, id)
+	if parent := t.header.Parent; parent != "" {
+		e.wakeLocked(laneRotations, parent, time.Now())
+	}
 	e.mu.Unlock()
 	return nil
 }

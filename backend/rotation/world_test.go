@@ -98,6 +98,7 @@ type node struct {
 	name    string
 	down    bool
 	accepts map[string][]kind.Material
+	saved   map[string][]kind.Material // what it accepts after a restart
 }
 
 // instance is one engine and its way to the world; a crash cuts both for good.
@@ -134,7 +135,7 @@ func newWorld(t *testing.T, s shape, p plan) *world {
 	for i := range s.nodes {
 		name := fmt.Sprintf("n%d", i+1)
 		w.order = append(w.order, name)
-		w.nodes[name] = &node{name: name, accepts: map[string][]kind.Material{}}
+		w.nodes[name] = &node{name: name, accepts: map[string][]kind.Material{}, saved: map[string][]kind.Material{}}
 	}
 	return w
 }
@@ -277,7 +278,7 @@ func answer(err error) string {
 
 // transient are refusals that a user would try again after.
 func transient(err error) bool {
-	for _, s := range []string{"no answer from", "busy with its target", "injected", "deadline"} {
+	for _, s := range []string{"no answer from", "busy with its target", "may still reach its target", "injected", "deadline"} {
 		if strings.Contains(err.Error(), s) {
 			return true
 		}
@@ -323,7 +324,7 @@ func (w *world) seed(name string, change func(*Role)) {
 	}
 	initial := []kind.Material{r.With(version.Current).Material}
 	for _, n := range w.nodes {
-		n.accepts[r.Spec.Username] = initial
+		n.set(r.Spec.Username, initial)
 	}
 	w.foreign[r.Spec.Username] = initial // until it is stored
 	defer delete(w.foreign, r.Spec.Username)
@@ -385,7 +386,7 @@ func (w *world) tamper(name, user string, set ...kind.Material) {
 	defer w.mu.Unlock()
 	w.foreign[user] = append(w.foreign[user], set...)
 	w.tampered[user] = true
-	w.nodes[name].accepts[user] = set
+	w.nodes[name].set(user, set)
 }
 
 func (w *world) setDown(name string, down bool) {
@@ -423,6 +424,7 @@ func (w *world) finish() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.checkLocked()
+	w.restartNodesLocked() // what is proven is saved, too
 	for _, r := range w.roles {
 		w.checkAtRest(r)
 	}
@@ -472,11 +474,13 @@ func (w *world) checkRotations() {
 			w.violateLocked("header %s: %v", id, err)
 			continue
 		}
-		if len(h.Children) > 0 {
-			continue
-		}
 		if !h.State.Ended() {
 			w.violateLocked("at rest rotation %s is %q", id, h.State)
+		}
+		if h.Parent != "" {
+			if p, err := st.Header(ctx, h.Parent); err != nil || p == nil || !slices.Contains(p.Children, id) {
+				w.violateLocked("rotation %s has no parent: %v", id, err)
+			}
 		}
 		for _, p := range h.Roles {
 			if e, err := st.Evidence(ctx, id, p.Role); err != nil || e == nil && p.State != Superseded {
@@ -738,4 +742,7 @@ func (k fakeKind) Generate(_ context.Context, s kind.Spec, _ kind.Source) (kind.
 	return kind.Material{Username: s.Username, Secret: fmt.Sprintf("m%d", k.w.generated)}, nil
 }
 
-var errInjected = errors.New("injected fault")
+var (
+	errInjected = errors.New("injected fault")
+	errDown     = kind.CannotReach(errors.New("node is down"))
+)

@@ -49,6 +49,9 @@ type Version struct {
 type Attempt struct {
 	Call     string    `json:"call"`
 	Deadline time.Time `json:"deadline"`
+	// Landed: nothing of it can still happen, and a node answered it with an
+	// error. It is made again before what it was for counts as done.
+	Landed bool `json:"landed,omitempty"`
 }
 
 // Set is all versions of one credential, oldest first.
