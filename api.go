@@ -218,6 +218,8 @@ func checkName(name string) error {
 	switch {
 	case !nameRegexp.MatchString(name):
 		return fmt.Errorf("name %.64q is not allowed; use 1 to 128 of the characters A-Z a-z 0-9 _ . - and begin with a letter or digit", name)
+	case strings.Contains(name, ".."): // Vault's storage takes it for a way up
+		return fmt.Errorf("name %.64q is not allowed: it has two dots in a row", name)
 	case name == "all":
 		return errors.New(`name "all" is reserved for every role at once; choose another`)
 	}

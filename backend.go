@@ -40,6 +40,7 @@ type backend struct {
 	// identities is held while a connection is compared with all others and
 	// stored.
 	identities sync.Mutex
+	glimpses   glimpses
 
 	// answerWithin is the constant of that name, but in tests.
 	answerWithin time.Duration
@@ -70,6 +71,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		Kind:       b.kind,
 		Target:     b.target,
 		Generation: b.connections.Generation,
+		Permit:     b.permit,
 		Source:     source{b},
 		Publish:    b.documents.Publish,
 		Active:     b.active,

@@ -154,5 +154,22 @@ func TestDocumentRefusals(t *testing.T) {
 	require.Equal(t, http.StatusBadRequest, m.read("data/a//b").code)
 
 	require.Equal(t, http.StatusNoContent, m.delete("roles/key").code)
-	m.must("roles/heir", map[string]any{"kind": "api-key", "document": "open", "field": "key"})
+	// Consumers still read what the role left behind.
+	heir := map[string]any{"kind": "api-key", "document": "open", "field": "key"}
+	r := m.write("roles/heir", heir)
+	require.Equal(t, http.StatusConflict, r.code)
+	require.Contains(t, r.message, "overwrite_existing=true")
+	heir["initial_value"] = "another-value-than-that"
+	require.Equal(t, http.StatusConflict, m.write("roles/heir", heir).code)
+	data, _ := m.document("open")
+	heir["initial_value"] = data["key"]
+	m.must("roles/heir", heir)
+	require.Equal(t, http.StatusNoContent, m.delete("roles/heir").code)
+	delete(heir, "initial_value")
+	m.must("roles/heir", heir) // it goes on with what it left itself
+	require.Equal(t, http.StatusNoContent, m.delete("roles/heir").code)
+	heir["overwrite_existing"] = true
+	m.must("roles/other", heir)
+	after, _ := m.document("open")
+	require.NotEqual(t, data["key"], after["key"])
 }

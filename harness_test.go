@@ -62,7 +62,7 @@ type mount struct {
 func newMount(t *testing.T) *mount {
 	t.Helper()
 	m := &mount{
-		TB: t, t: t, storage: &watchedStorage{Storage: &logical.InmemStorage{}, secrets: map[string]string{}},
+		TB: t, t: t, storage: &watchedStorage{Storage: logical.NewStorageView(&logical.InmemStorage{}, "logical/mount/"), secrets: map[string]string{}},
 		system: &logical.StaticSystemView{
 			DefaultLeaseTTLVal: time.Hour, MaxLeaseTTLVal: 24 * time.Hour, VersionString: "1.21.0",
 			PluginEnvironment: &logical.PluginEnvironment{VaultVersion: "1.21.0"},

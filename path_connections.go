@@ -3,7 +3,9 @@ package harmonyflow
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -32,6 +34,7 @@ func (b *backend) pathConnections() []*framework.Path {
 		"password":          {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Its password. Never read back."},
 		"persistence":       {Type: framework.TypeString, Description: "How a node makes users survive its restart: auto (default), acl-save, config-rewrite, none."},
 		"allowed_cidrs":     {Type: framework.TypeCommaStringSlice, Description: "Networks that discovered nodes may be in; by default those of the seeds (/24, /64)."},
+		"forget_nodes":      {Type: framework.TypeBool, Description: "Forget nodes that roles were on and that are not found now: they are gone for good. A change of addresses, address_map, allowed_cidrs or topology does so, too."},
 	}
 	answer := map[string]*framework.FieldSchema{
 		"type": stringField("Type."), "allowed_roles": listField("Roles."), "allowed_usernames": listField("Users."),
@@ -76,8 +79,9 @@ func (b *backend) pathConnections() []*framework.Path {
 			HelpSynopsis: "How the engine reaches a server with admin rights.",
 			HelpDescription: `A write logs in at every node with the admin user, unless verify_connection=false, and remembers
 who may use the connection. A partial write keeps what was not given; a write that changes addresses or
-address_map must bring the password again, or the stored one could be sent to a stranger. Writing a
-connection also forgets nodes that have gone for good.`,
+address_map must bring the password again, or the stored one could be sent to a stranger. Nodes that roles were
+on are remembered, also while they are down: a rotation needs them. Once they are gone for good a write with
+forget_nodes=true forgets them, as does one that changes addresses, address_map, allowed_cidrs or topology.`,
 		},
 	}
 }
@@ -102,7 +106,7 @@ func (b *backend) listConnections(ctx context.Context, _ *logical.Request, _ *fr
 
 func (b *backend) connectionExists(ctx context.Context, _ *logical.Request, d *framework.FieldData) (bool, error) {
 	name := d.Get("name").(string)
-	if !nameRegexp.MatchString(name) {
+	if checkName(name) != nil {
 		return false, nil
 	}
 	e, err := b.connections.Get(ctx, name)
@@ -154,20 +158,57 @@ func (b *backend) writeConnection(ctx context.Context, _ *logical.Request, d *fr
 		return refuse("%v", err)
 	}
 	resp := &logical.Response{Data: map[string]any{}}
+	var info *redis.Info
 	if d.Get("verify_connection").(bool) {
-		info, err := verify(ctx, e)
+		found, err := verify(ctx, e)
 		if err != nil {
 			return refuse("connection %q cannot be used: %v; nothing was stored (verify_connection=false stores it all the same)", name, err)
 		}
-		resp.Data["summary"], resp.Data["nodes"] = found(info)
-		resp.Warnings = info.Warnings
-		return resp, b.putIdentified(ctx, before, e, info)
+		b.refreshOthers(ctx, e)
+		info, resp.Warnings = &found, found.Warnings
 	}
-	if !sameEndpoint(before, e) {
-		e.Members = nil // found when the next role is created
+	resp.Data["summary"], resp.Data["nodes"] = found(info)
+	if before != nil {
+		more, err := b.loosened(ctx, before, e, info)
+		if err != nil {
+			return nil, err
+		}
+		resp.Warnings = append(resp.Warnings, more...)
 	}
-	resp.Data["summary"], resp.Data["nodes"] = "stored without being tried", []string{}
-	return resp, b.connections.Put(ctx, e)
+	if err := b.putIdentified(ctx, before, e, info); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// loosened says what a change of a connection gives up.
+func (b *backend) loosened(ctx context.Context, before, e *connection.Entry, info *redis.Info) ([]string, error) {
+	var out []string
+	if len(before.AllowedUsernames) > 0 && len(e.AllowedUsernames) == 0 {
+		out = append(out, "allowed_usernames is empty now: roles of this connection may manage every user but admin users")
+	}
+	if before.Generation == e.Generation {
+		return out, nil
+	}
+	if info == nil {
+		return append(out, "nodes that roles were on and that are down now are forgotten: what they accept is no longer looked at"), nil
+	}
+	gone := map[string]bool{}
+	err := b.engine.Store().EachRole(ctx, func(r *rotation.Role) bool {
+		if r.Connection == e.Name && r.NodesGeneration == before.Generation {
+			for _, n := range r.Nodes {
+				if !slices.ContainsFunc(info.Nodes, func(i redis.Node) bool { return i.Name == n || slices.Contains(i.Aliases, n) }) {
+					gone[n] = true
+				}
+			}
+		}
+		return true
+	})
+	if len(gone) > 0 {
+		out = append(out, "nodes that roles were on were not found and are forgotten; where one comes back it may accept old passwords: "+
+			strings.Join(slices.Sorted(maps.Keys(gone)), ", "))
+	}
+	return out, err
 }
 
 // verify looks at every node of a connection, and gives up before a client
@@ -188,8 +229,11 @@ func (b *backend) holdConnection(
 	return unlock, nil
 }
 
-// found says what a verified connection leads to.
-func found(info redis.Info) (summary string, nodes []string) {
+// found says what a connection leads to; nil: it was not tried.
+func found(info *redis.Info) (summary string, nodes []string) {
+	if info == nil {
+		return "stored without being tried", []string{}
+	}
 	nodes = make([]string, 0, len(info.Nodes))
 	for _, n := range info.Nodes {
 		switch {
@@ -200,69 +244,6 @@ func found(info redis.Info) (summary string, nodes []string) {
 		}
 	}
 	return info.Topology + ", " + count(len(nodes), "node"), nodes
-}
-
-// identify makes sure that the target behind a connection is known by its own
-// identity, also where the connection was stored without being tried.
-func (b *backend) identify(ctx context.Context, name string) error {
-	unlock, err := b.holdConnection(ctx, name, b.connections.Lock)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	before, err := b.connections.Must(ctx, name)
-	if err != nil || len(before.Members) > 0 {
-		return err
-	}
-	e := *before
-	info, err := verify(ctx, &e)
-	if err != nil {
-		return badRequest("connection %q cannot be used: %w", name, err)
-	}
-	return b.putIdentified(ctx, before, &e, info)
-}
-
-// putIdentified stores a connection with the identity of its target.
-func (b *backend) putIdentified(ctx context.Context, before, e *connection.Entry, info redis.Info) error {
-	// One at a time: of two new connections to one target the second has to see
-	// the first.
-	b.identities.Lock()
-	defer b.identities.Unlock()
-	if err := b.recognize(ctx, before, e, info); err != nil {
-		return err
-	}
-	return b.connections.Put(ctx, e)
-}
-
-// recognize gives a connection the identity of its target, which may be known
-// already: from before a node came or went, or under another connection's name.
-// Roles hold their claims under it, so as long as there are any it stays what it
-// was, wherever the target has moved to.
-func (b *backend) recognize(ctx context.Context, before, e *connection.Entry, info redis.Info) error {
-	e.Identity, e.Members = info.Identity, info.Members
-	if before != nil {
-		if e.Recognize([]*connection.Entry{before}); e.Identity == before.Identity {
-			return nil
-		}
-	}
-	others, err := b.connections.All(ctx)
-	if err != nil {
-		return err
-	}
-	others = slices.DeleteFunc(others, func(k *connection.Entry) bool { return k.Name == e.Name })
-	e.Recognize(others)
-	if before == nil || before.Identity == "" || before.Identity == e.Identity {
-		return nil
-	}
-	role, err := b.userOf(ctx, e.Name)
-	if err != nil || role == "" {
-		return err
-	}
-	if slices.ContainsFunc(others, func(k *connection.Entry) bool { return k.Identity == e.Identity }) {
-		return conflict("connection %q would lead to a server that another connection leads to already, and role %q uses it; delete its roles first", e.Name, role)
-	}
-	e.Identity = before.Identity
-	return nil
 }
 
 // userOf names a role that uses a connection; "" when none does.
@@ -282,7 +263,6 @@ func connectionFrom(before *connection.Entry, name string, d *framework.FieldDat
 	if err := setType(e, d); err != nil {
 		return nil, err
 	}
-	e.Generation++
 	setStrings(d, "allowed_roles", &e.AllowedRoles)
 	setStrings(d, "allowed_usernames", &e.AllowedUsernames)
 	setStrings(d, "addresses", &e.Redis.Addresses)
@@ -291,6 +271,12 @@ func connectionFrom(before *connection.Entry, name string, d *framework.FieldDat
 	setString(d, "persistence", &e.Redis.Persistence, "auto")
 	if v, ok := d.GetOk("address_map"); ok {
 		e.AddressMap = v.(map[string]string)
+	}
+	if forget, _ := d.Get("forget_nodes").(bool); forget || !sameEndpoint(before, e) || before.Redis.Topology != e.Redis.Topology {
+		e.Generation++
+	}
+	if before != nil && !sameEndpoint(before, e) {
+		e.Members, e.RunIDs = nil, nil // found when it is verified, at the latest when the next role is created
 	}
 	if err := setAdmin(before, e, d); err != nil {
 		return nil, err

@@ -164,3 +164,25 @@ func checkDocument(r *rotation.Role, hasUser bool) error {
 	}
 	return nil
 }
+
+// unfilled refuses a role whose fields of its document hold something already
+// that nobody gave: consumers read it.
+func (b *backend) unfilled(ctx context.Context, r *rotation.Role, overwrite bool) error {
+	if r.Document == "" || overwrite {
+		return nil
+	}
+	doc, err := b.documents.Get(ctx, r.Document)
+	if err != nil || doc == nil {
+		return err
+	}
+	shown := map[string]string{r.UsernameField: r.Spec.Username}
+	if v := r.Get(r.Run.To); v != nil {
+		shown[r.Field] = v.Material.Secret
+	}
+	for _, field := range []string{r.Field, r.UsernameField, r.Spec.PreviousField} {
+		if held := doc.Body[field]; field != "" && held != "" && held != shown[field] {
+			return conflict("field %q of document %q holds a value already that no role owns and that was not given; give it as initial_password or initial_value, or set overwrite_existing=true to replace it", field, r.Document)
+		}
+	}
+	return nil
+}

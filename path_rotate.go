@@ -150,13 +150,13 @@ func (b *backend) roleOf(ctx context.Context, d *framework.FieldData) (*rotation
 	return r, nil
 }
 
-// reachable refuses a role whose connection is gone, before anything is stored.
+// reachable refuses a role whose connection is gone, or no longer allows it,
+// before anything is stored.
 func (b *backend) reachable(ctx context.Context, r *rotation.Role) error {
 	if r.Connection == "" {
 		return nil
 	}
-	_, err := b.connections.Must(ctx, r.Connection)
-	return err
+	return b.permit(ctx, []*rotation.Role{r})[0]
 }
 
 func (b *backend) notFrozen(ctx context.Context) error {

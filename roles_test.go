@@ -49,7 +49,7 @@ func TestCreateOverwrites(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	server := servers.Redis(t, users(1))
-	m.connect("cache", server.Addr, nil)
+	m.connect("cache", server.Addr, map[string]any{"allowed_usernames": "user-*"})
 	m.must("roles/app", map[string]any{
 		"kind": "redis", "connection": "cache", "username": "user-0", "overwrite_existing": true,
 	})

@@ -35,12 +35,15 @@ type Entry struct {
 	// Identity names the target itself (cluster id, replication topology), so
 	// that two connections to one server are known to be the same target.
 	Identity string `json:"identity,omitempty"`
-	// Members are the nodes that Identity was made of. A target keeps its
-	// identity as long as one of them stays: nodes come and go.
+	// Members are the nodes that Identity was made of, and the seeds. A target
+	// keeps its identity as long as one of them stays: nodes come and go.
 	Members []string `json:"members,omitempty"`
-	// Generation counts writes. Nodes that a role remembers from before the
-	// last write are forgotten: writing a connection again is how an operator
-	// says that a node is gone for good.
+	// RunIDs are the run ids of the nodes when they were last seen. They tell that
+	// two addresses lead to one server.
+	RunIDs []string `json:"run_ids,omitempty"`
+	// Generation counts the writes that said which nodes there are. Nodes that a
+	// role remembers from before the last of them are forgotten: that is how an
+	// operator says that a node is gone for good.
 	Generation int `json:"generation"`
 }
 
@@ -145,15 +148,47 @@ func (e *Entry) CheckDiscovered(node netip.Addr, seeds []netip.Addr) error {
 		"add its network to allowed_cidrs, or map it with address_map", node, e.Name)
 }
 
+// Overlaps reports whether e and k lead to one target: they share a member, or
+// a server that has not restarted since both were looked at.
+func (e *Entry) Overlaps(k *Entry) bool {
+	shares := func(a, b []string) bool {
+		return slices.ContainsFunc(a, func(s string) bool { return slices.Contains(b, s) })
+	}
+	return k.Type == e.Type && (shares(k.names(), e.names()) || shares(k.RunIDs, e.RunIDs))
+}
+
+// names are the members of e, and its seeds as they are dialled: all that is
+// known of a connection that was stored without being tried.
+func (e *Entry) names() []string {
+	out := slices.Clone(e.Members)
+	if e.Redis != nil {
+		for _, a := range e.Redis.Addresses {
+			out = append(out, e.Reach(a))
+		}
+	}
+	return out
+}
+
+// Same reports whether e and k are known to lead to one target.
+func (e *Entry) Same(k *Entry) bool {
+	return k.Type == e.Type && e.Identity != "" && e.Identity == k.Identity || e.Overlaps(k)
+}
+
 // Recognize gives e the identity of a target that is known already, under any
-// connection's name, if it shares a member with it.
+// connection's name, if the two are one.
 func (e *Entry) Recognize(known []*Entry) {
 	for _, k := range known {
-		if k.Type == e.Type && k.Identity != "" && slices.ContainsFunc(k.Members, func(m string) bool { return slices.Contains(e.Members, m) }) {
+		if k.Identity != "" && e.Overlaps(k) {
 			e.Identity = k.Identity
 			return
 		}
 	}
+}
+
+// Administers reports whether username is, or may be by now, the user that the
+// engine logs in as.
+func (e *Entry) Administers(username string) bool {
+	return slices.ContainsFunc(e.Admin.Versions, func(v version.Version) bool { return v.Material.Username == username })
 }
 
 // CheckPatterns refuses globs that could never match.

@@ -156,8 +156,8 @@ var (
 
 // CheckName refuses names that KV clients could not read.
 func CheckName(name string) error {
-	if !nameRegexp.MatchString(name) || strings.Contains("/"+name+"/", "/data/") {
-		return fmt.Errorf("document is %.80q; use up to eight parts of A-Z a-z 0-9 _ . - with slashes between them, none of them \"data\"", name)
+	if !nameRegexp.MatchString(name) || strings.Contains("/"+name+"/", "/data/") || strings.Contains(name, "..") {
+		return fmt.Errorf("document is %.80q; use up to eight parts of A-Z a-z 0-9 _ . - with slashes between them, none of them \"data\" or with two dots in a row", name)
 	}
 	return nil
 }

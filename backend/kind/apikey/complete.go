@@ -25,7 +25,7 @@ var taken = []string{
 	"value", "previous_value", "previous_valid_until",
 	"username", "password", "previous_username", "previous_password",
 	"private_key", "kid", "previous_private_key", "previous_kid",
-	"version", "last_vault_rotation", "rotation_period", "rotation_schedule", "rotation_window", "ttl",
+	"version", "last_vault_rotation", "rotation_period", "rotation_schedule", "rotation_timezone", "rotation_window", "ttl",
 }
 
 // Complete fills in the defaults. To complete a spec again changes nothing.

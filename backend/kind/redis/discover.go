@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
@@ -24,6 +25,9 @@ const (
 const (
 	maxParallel    = 16
 	connectTimeout = 3 * time.Second
+	// maxNodes is far more than a cluster of any use has. A server that names
+	// more is not one that the admin credential should be sent around for.
+	maxNodes = 1000
 )
 
 // node is one server of the target during one call.
@@ -47,6 +51,7 @@ type fleet struct {
 	entry  *connection.Entry
 	seeds  []netip.Addr
 	nodes  []*node
+	full   bool // there were more than maxNodes
 	cancel context.CancelFunc
 }
 
@@ -75,6 +80,10 @@ func discover(ctx context.Context, entry *connection.Entry, known []string) (*fl
 	f.resolveSeeds(connectCtx)
 
 	f.visit(ctx, connectCtx, f.newNodes(entry.Redis.Addresses, true, false))
+	if f.full {
+		f.close()
+		return nil, kind.Definitely("connection %q leads to more than %d nodes: check what its addresses answer to CLUSTER NODES and INFO", entry.Name, maxNodes)
+	}
 	if err := f.answered(); err != nil {
 		f.close()
 		return nil, err
@@ -97,49 +106,75 @@ func (f *fleet) resolveSeeds(ctx context.Context) {
 	}
 }
 
-// newNodes makes nodes of those addresses that no node answers to yet.
+// newNodes makes nodes of those addresses that no node answers to yet, up to
+// maxNodes; those that a role remembers were found within them once.
 func (f *fleet) newNodes(addrs []string, seed, extra bool) []*node {
 	var out []*node
+	named, reached := f.index()
 	for _, a := range addrs {
 		reach := f.entry.Reach(a)
-		if i := slices.IndexFunc(f.nodes, func(n *node) bool { return n.answersTo(a) || f.entry.Reach(n.name) == reach }); i >= 0 {
-			if !f.nodes[i].answersTo(a) {
-				f.nodes[i].aliases = append(f.nodes[i].aliases, a)
-			}
+		if named[a] != nil {
 			continue
 		}
+		if n := reached[reach]; n != nil {
+			n.aliases = append(n.aliases, a)
+			named[a] = n
+			continue
+		}
+		if len(f.nodes) >= maxNodes && !extra {
+			f.full = true
+			break
+		}
 		n := &node{name: a, seed: seed, extra: extra}
+		named[a], reached[reach] = n, n
 		f.nodes = append(f.nodes, n)
 		out = append(out, n)
 	}
 	return out
 }
 
+// index finds nodes by what they answer to, and by where they are dialled.
+func (f *fleet) index() (named, reached map[string]*node) {
+	named, reached = map[string]*node{}, map[string]*node{}
+	for _, n := range f.nodes {
+		reached[f.entry.Reach(n.name)] = n
+		for _, a := range append([]string{n.name}, n.aliases...) {
+			named[a] = n
+		}
+	}
+	return named, reached
+}
+
 // visit connects to nodes, all at once within bounds, and to those they name.
 // Only connecting is bound by connectCtx: sessions live as long as ctx.
-func (f *fleet) visit(ctx, connectCtx context.Context, nodes []*node) {
+func (f *fleet) visit(ctx, connectCtx context.Context, waiting []*node) {
 	visited := make(chan *node)
-	slots := make(chan struct{}, maxParallel)
-	pending := 0
-	launch := func(nodes []*node) {
-		for _, n := range nodes {
-			pending++
+	for busy := 0; busy > 0 || len(waiting) > 0; {
+		for busy < maxParallel && len(waiting) > 0 && !f.full {
+			n := waiting[0]
+			waiting = waiting[1:]
+			busy++
 			go func() {
-				slots <- struct{}{}
 				n.connect(ctx, connectCtx, f.entry, f.seeds)
-				<-slots
 				visited <- n
 			}()
 		}
-	}
-	launch(nodes)
-	for ; pending > 0; pending-- {
+		if busy == 0 {
+			break // there are too many
+		}
 		n := <-visited
-		if n.err == nil && !n.extra {
-			launch(f.newNodes(n.facts.neighbours(), false, false))
+		busy--
+		if n.err == nil && !n.extra && !f.full {
+			waiting = append(waiting, f.newNodes(n.facts.neighbours(), false, false)...)
 		}
 	}
+	for _, n := range waiting {
+		n.err = errUnvisited
+	}
 }
+
+// errUnvisited is about a node that nobody will ask, because there are too many.
+var errUnvisited = errors.New("there are too many nodes")
 
 func (n *node) connect(ctx, connectCtx context.Context, entry *connection.Entry, seeds []netip.Addr) {
 	addrs, err := n.addresses(connectCtx, entry, seeds)
@@ -182,7 +217,7 @@ func (n *node) addresses(ctx context.Context, entry *connection.Entry, seeds []n
 	}
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
-		return nil, fmt.Errorf("the address of node %s cannot be resolved, check the name: %w", n.name, err)
+		return nil, kind.CannotReach(fmt.Errorf("the address of node %s cannot be resolved, check the name: %w", n.name, err))
 	}
 	_, mapped := entry.AddressMap[n.name]
 	var out []string
@@ -200,19 +235,23 @@ func (n *node) addresses(ctx context.Context, entry *connection.Entry, seeds []n
 // answered is nil when at least one node could be asked.
 func (f *fleet) answered() error {
 	var errs []error
-	definite := true
+	definite, silent := true, true
 	for _, n := range f.nodes {
 		if n.err == nil {
 			return nil
 		}
 		errs = append(errs, n.err)
 		definite = definite && kind.IsDefinite(n.err)
+		silent = silent && kind.IsUnreachable(n.err)
 	}
 	err := fmt.Errorf("no redis node of connection %q could be asked: %w", f.entry.Name, errs[0])
-	if definite {
+	switch {
+	case definite:
 		return kind.Definitely("%w", err)
+	case silent:
+		return kind.CannotReach(err)
 	}
-	// One definite error among others must not make the whole definite.
+	// One error among others must not lend its class to the whole.
 	return errors.New(err.Error())
 }
 
@@ -305,18 +344,20 @@ func (f *fleet) find(addr string) *node {
 
 // each runs do for every node that answers, in parallel within bounds.
 func (f *fleet) each(do func(*node)) {
-	slots := make(chan struct{}, maxParallel)
-	done := make(chan struct{})
-	up := slices.DeleteFunc(slices.Clone(f.nodes), func(n *node) bool { return n.err != nil })
-	for _, n := range up {
-		go func() {
-			slots <- struct{}{}
-			do(n)
-			<-slots
-			done <- struct{}{}
-		}()
+	up := make(chan *node)
+	var workers sync.WaitGroup
+	for range min(maxParallel, len(f.nodes)) {
+		workers.Go(func() {
+			for n := range up {
+				do(n)
+			}
+		})
 	}
-	for range up {
-		<-done
+	for _, n := range f.nodes {
+		if n.err == nil {
+			up <- n
+		}
 	}
+	close(up)
+	workers.Wait()
 }

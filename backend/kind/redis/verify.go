@@ -19,10 +19,13 @@ type Info struct {
 	// Identity names the target itself as it stands. Two connections to the
 	// same servers have the same one.
 	Identity string
-	// Members are what Identity was made of: node ids of a cluster, addresses
-	// otherwise. Targets that share a member are one target, whatever joined or
+	// Members are what Identity was made of, node ids of a cluster or addresses,
+	// and the seeds as they are dialled. Targets that share a member are one target, whatever joined or
 	// left in between.
 	Members []string
+	// RunIDs are the run ids of the nodes that answered. A server has the same one
+	// by whatever address it is reached, until it restarts.
+	RunIDs []string
 	// Topology is "cluster", "replicated" or "standalone".
 	Topology string
 	Nodes    []Node
@@ -34,8 +37,9 @@ type Info struct {
 // Node is one server behind a connection.
 type Node struct {
 	Name    string
-	Version string // "" when it could not be asked
-	Role    string // "primary", "replica", or "" when it could not be asked
+	Aliases []string // other addresses that it answers to
+	Version string   // "" when it could not be asked
+	Role    string   // "primary", "replica", or "" when it could not be asked
 	Err     error
 }
 
@@ -88,9 +92,14 @@ func Verify(ctx context.Context, entry *connection.Entry) (Info, error) {
 	defer f.close()
 	info := Info{Members: f.members(), Topology: f.topology()}
 	info.Identity = f.identity(info.Members)
+	for _, a := range entry.Redis.Addresses {
+		info.Members = append(info.Members, entry.Reach(a))
+	}
+	slices.Sort(info.Members)
+	info.Members = slices.Compact(info.Members)
 	primaries := 0
 	for _, n := range f.nodes {
-		shown := Node{Name: n.name, Err: n.err}
+		shown := Node{Name: n.name, Aliases: n.aliases, Err: n.err}
 		if n.err != nil {
 			if kind.IsDefinite(n.err) {
 				return Info{}, n.err
@@ -98,6 +107,9 @@ func Verify(ctx context.Context, entry *connection.Entry) (Info, error) {
 			info.Warnings = append(info.Warnings, n.err.Error())
 			info.Nodes = append(info.Nodes, shown)
 			continue
+		}
+		if n.facts.runID != "" {
+			info.RunIDs = append(info.RunIDs, n.facts.runID)
 		}
 		shown.Version, shown.Role = n.facts.version, "primary"
 		if n.facts.replica {
@@ -112,6 +124,7 @@ func Verify(ctx context.Context, entry *connection.Entry) (Info, error) {
 		info.Warnings = append(info.Warnings, n.warnings()...)
 		info.Nodes = append(info.Nodes, shown)
 	}
+	slices.Sort(info.RunIDs)
 	if primaries > 1 && info.Topology != TopologyCluster {
 		info.Warnings = append(info.Warnings, "addresses leads to several primaries that do not belong together: users are changed on all of them, so check that this is meant")
 	}
