@@ -28,18 +28,18 @@ help: ## show this
 	while IFS=$$'\t' read -r target what; do printf '  %-8s %s\n' "$$target" "$$what"; done
 
 .PHONY: demo
-demo: ## watch a real Vault rotate a real Redis, in about a minute
+demo: needs-go ## watch a real Vault rotate a real Redis, in about a minute
 	@scripts/ensure-packages.sh redis-server || true
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && go run ./scripts/demo
 
 .PHONY: dev
-dev: ## the same servers, left running to play with
+dev: needs-go ## the same servers, left running to play with
 	@scripts/ensure-packages.sh redis-server || true
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
 	go build -o bin/demo ./scripts/demo && exec bin/demo -dev
 
 .PHONY: test
-test: test-needs ## all tests: unit, fault injection, real Redis, real Vault
+test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, real Vault
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT CGO_ENABLED=1 && \
 	FAULT_POINTS_FILE=$$(mktemp) YEAR_FILE=$$(mktemp) && export FAULT_POINTS_FILE YEAR_FILE && trap 'rm -f "$$FAULT_POINTS_FILE" "$$YEAR_FILE"' EXIT && \
 	packages=$$(go list ./... | grep -v '/test/proof$$') && \
@@ -49,16 +49,20 @@ test: test-needs ## all tests: unit, fault injection, real Redis, real Vault
 	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -v ./test/proof
 
 .PHONY: e2e
-e2e: test-needs ## only the scripted scenarios of test/e2e/testdata (RUN=name for one)
+e2e: needs-go needs-packages ## only the scripted scenarios of test/e2e/testdata (RUN=name for one)
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
 	CGO_ENABLED=1 go test -race -count=1 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -run 'TestScripts/$(RUN)' ./test/e2e
 
-.PHONY: test-needs
-test-needs:
+.PHONY: needs-go
+needs-go:
+	@scripts/ensure-go.sh
+
+.PHONY: needs-packages
+needs-packages:
 	@scripts/ensure-packages.sh $(TEST_PACKAGES)
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZTIME (30s)
+fuzz: needs-go ## every fuzz target for FUZZTIME (30s)
 	@go test -list '^Fuzz' ./... | awk '/^Fuzz/ {f[++n]=$$1} /^ok/ {for (i=1;i<=n;i++) print $$2, f[i]; n=0}' | \
 	while read -r package target; do go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null; done
 
@@ -68,22 +72,22 @@ model: ## check the state machine with spin
 	@docs/model/check.sh
 
 .PHONY: lint
-lint: ## go vet, golangci-lint (gofumpt included), govulncheck
+lint: needs-go ## go vet, golangci-lint (gofumpt included), govulncheck
 	go vet ./...
 	@lint=$$(scripts/ensure-tool.sh github.com/golangci/golangci-lint/v2/cmd/golangci-lint $(GOLANGCI_LINT_VERSION)) && \
 	echo golangci-lint run && "$$lint" run
 	@scripts/vulncheck.sh $(GOVULNCHECK_VERSION)
 
 .PHONY: fmt
-fmt: ## gofumpt and import order
+fmt: needs-go ## gofumpt and import order
 	@lint=$$(scripts/ensure-tool.sh github.com/golangci/golangci-lint/v2/cmd/golangci-lint $(GOLANGCI_LINT_VERSION)) && "$$lint" fmt
 
 .PHONY: plugin
-plugin: ## the plugin for this machine, into bin/
+plugin: needs-go ## the plugin for this machine, into bin/
 	$(GOBUILD) -o bin/$(PLUGIN) ./cmd/$(PLUGIN)
 
 .PHONY: build
-build: ## the plugin for linux and darwin on amd64 and arm64, into dist/, with SHA256SUMS
+build: needs-go ## the plugin for linux and darwin on amd64 and arm64, into dist/, with SHA256SUMS
 	@rm -rf dist && mkdir -p dist
 	@for platform in $(PLATFORMS); do \
 		out=dist/$(PLUGIN)_$(VERSION)_$${platform/\//_}; echo "$$out"; \

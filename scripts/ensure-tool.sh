@@ -10,15 +10,15 @@ package=${1:?usage: ensure-tool.sh PACKAGE VERSION} version=${2:?usage: ensure-t
 name=$(basename "$package")
 
 install_tool() {
-  local bin
-  bin=$(mktemp -d "$(dirname "$OUT")/gobin.XXXXXX")
+  local bin=$OUT.d/bin
+  mkdir "$bin"
   # Not below the repository, so that its go.mod has no say.
   cd "$bin"
   GOBIN=$bin CGO_ENABLED=0 GOOS='' GOARCH='' GOFLAGS='' GOWORK=off go install -v "$package@$version"
   mv "$bin/$name" "$OUT"
-  rmdir "$bin"
 }
 
+"$root/scripts/ensure-go.sh"
 cache=$(cache_root)
 # A linter reads only what its own Go understands: another Go is another build.
 cached_build "$name $version" "$cache/$name-$version-$(go env GOVERSION)" "$name" install_tool
