@@ -310,7 +310,11 @@ func wrongAdminPasswordMayMend(t *testing.T, h Harness) {
 	mustBeUnavailable(t, h.WrongAdmin.Change(within(t, kind.CallTimeout), []kind.Change{s.only(s.new)})[0])
 	f := h.WrongAdmin.Preflight(within(t, kind.CallTimeout), []kind.User{s.User})
 	require.Error(t, f[0].Err)
-	require.Error(t, h.WrongAdmin.Probe(within(t, kind.CallTimeout), []kind.Question{s.asks()})[0].Err)
+	probed := h.WrongAdmin.Probe(within(t, kind.CallTimeout), []kind.Question{s.asks()})[0].Err
+	require.Error(t, probed)
+	for _, err := range []error{f[0].Err, probed} {
+		require.False(t, kind.IsUnreachable(err), "clients reach a node that refuses the engine: %v", err)
+	}
 	mustAccept(t, h.Target, s, true, false)
 }
 
@@ -404,6 +408,7 @@ func (h Harness) withoutLast(t *testing.T, s *subject) {
 		if n.Err != nil {
 			failed++
 			require.False(t, kind.IsDefinite(n.Err), "%v", n.Err)
+			require.True(t, kind.IsUnreachable(n.Err), "allow_partial could not pass it over: %v", n.Err)
 		}
 	}
 	require.Equal(t, 1, failed, fmt.Sprint(out[0].Nodes))
@@ -414,11 +419,17 @@ func (h Harness) withoutLast(t *testing.T, s *subject) {
 	for _, n := range answers[0].Nodes {
 		if n.Err != nil {
 			failed++
+			require.True(t, kind.IsUnreachable(n.Err), "allow_partial could not pass it over: %v", n.Err)
 			continue
 		}
 		require.Equal(t, []bool{!h.Single, true}, n.Accepts, n.Node)
 	}
 	require.Equal(t, 1, failed)
+	findings := h.Target.Preflight(within(t, patience), []kind.User{s.User})
+	require.NoError(t, findings[0].Err)
+	for _, n := range findings[0].Nodes {
+		require.True(t, n.Err == nil || kind.IsUnreachable(n.Err), "%v", n.Err)
+	}
 }
 
 // What was accepted before the target went down is accepted when it is back:

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -41,7 +42,7 @@ func dial(ctx, connectCtx context.Context, node string, addrs []string) (*sessio
 	ctx, cut := context.WithCancel(ctx)
 	var raw net.Conn
 	var addr string
-	err := fmt.Errorf("node %s has no address", node)
+	err := errors.New("it has no address")
 	for _, addr = range addrs {
 		if raw, err = (&net.Dialer{}).DialContext(connectCtx, "tcp", addr); err == nil {
 			break
@@ -49,7 +50,8 @@ func dial(ctx, connectCtx context.Context, node string, addrs []string) (*sessio
 	}
 	if err != nil {
 		cut()
-		return nil, fmt.Errorf("node %s cannot be reached, check that it runs and that its address is right: %w", node, plain(err))
+		err = fmt.Errorf("node %s cannot be reached, check that it runs and that its address is right: %w", node, plain(err))
+		return nil, kind.CannotReach(err)
 	}
 	if tcp, ok := raw.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // close means gone, not "still trying to deliver"
@@ -175,8 +177,11 @@ func replyCode(err error) string {
 // explain turns what happened to one command into a sentence with a class.
 // what says what was tried, in words that hold no secret.
 func (s *session) explain(err error, what, user string) error {
+	if silent(err) {
+		return kind.CannotReach(fmt.Errorf("node %s did not answer when asked to %s, check that it runs and is not overloaded: %w", s.node, what, plain(err)))
+	}
 	if !isReply(err) {
-		return fmt.Errorf("node %s did not answer when asked to %s, check that it runs and is not overloaded: %w", s.node, what, plain(err))
+		return fmt.Errorf("what answers at the address of node %s when asked to %s does not speak the protocol of redis: check the address and the port", s.node, what)
 	}
 	code := replyCode(err)
 	switch code {
@@ -214,6 +219,21 @@ func plain(err error) error {
 func isTimeout(err error) bool {
 	var e net.Error
 	return errors.As(err, &e) && e.Timeout()
+}
+
+// silent reports whether err is the lack of any answer: no connection, one that
+// was lost, or time that ran out.
+func silent(err error) bool {
+	if isReply(err) {
+		return false
+	}
+	for _, lost := range []error{context.DeadlineExceeded, context.Canceled, net.ErrClosed, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, lost) {
+			return true
+		}
+	}
+	var system syscall.Errno // reset, refused, no route
+	return errors.As(err, &system) || isTimeout(err)
 }
 
 // within bounds a step by a share of the time that ctx has left, so that a
