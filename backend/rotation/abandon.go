@@ -90,6 +90,10 @@ func (e *Engine) Abandon(ctx context.Context, name, reason string) error {
 
 func mayAbandon(r *Role, now time.Time) error {
 	run := r.Run
+	if !abandonable(run) && run.Recall != "" {
+		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
+			"rotation %s of role %q is being stopped; try again in a minute", run.Rotation, r.Name)}
+	}
 	if !abandonable(run) {
 		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
 			"rotation %s of role %q is in phase %s, where it can be stopped; use cancel/%s, and delete the role when it has ended",

@@ -176,7 +176,7 @@ func (s *faultyStorage) write(name, key string, apply func(*world)) error {
 	if s.i.isDead() {
 		return errInjected
 	}
-	f := w.strikeLocked(atStorage, name)
+	f := cmp.Or(w.strikeLocked(atStorage, name), w.strikeWriteLocked(key))
 	if f == readOnly {
 		w.readonly = time.Now().Add(time.Minute)
 	}
@@ -207,6 +207,18 @@ func (s *faultyStorage) write(name, key string, apply func(*world)) error {
 		return errInjected
 	}
 	return nil
+}
+
+// strikeWriteLocked is for faults that count writes alone.
+func (w *world) strikeWriteLocked(key string) fault {
+	if w.writeFaultIn == 0 || w.plan.off || !strings.HasPrefix(key, w.writeFaultAt) {
+		return ""
+	}
+	if w.writeFaultIn--; w.writeFaultIn > 0 {
+		return ""
+	}
+	w.logLocked("FAULT  %s of %s", w.writeFault, short(key))
+	return w.writeFault
 }
 
 // flushLocked applies a write that was answered with an error.

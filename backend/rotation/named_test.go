@@ -111,6 +111,9 @@ func TestUpstreamSelfManagedReplyLost(t *testing.T) {
 // is stored is not what the server has.
 func TestUpstreamConcurrentRotate(t *testing.T) {
 	inWorld(t, swap(2), nil, func(t *testing.T, w *world) {
+		// Nobody works on it before all have been answered: a rotation without a
+		// grace that had ended by then would make room for another.
+		w.setInactive(true)
 		errs := make([]error, 8)
 		var wg sync.WaitGroup
 		for i := range errs {
@@ -130,6 +133,7 @@ func TestUpstreamConcurrentRotate(t *testing.T) {
 			}
 		}
 		require.Equal(t, 1, began)
+		w.setInactive(false)
 		w.idle("a")
 		w.finish()
 		require.Equal(t, 1, w.generated)

@@ -118,7 +118,7 @@ func scenarios() []scenario {
 			w.abandon("a")
 			w.create("a", nil, false)
 			w.idle("a")
-		}, check: serves("a", "m0-a")},
+		}, check: serves("a", "m0-a", "m1")},
 		{name: "reconcile", seed: one, not: targetlessOnly, steps: func(w *world) {
 			w.tamper("n1", "u-a", *material("a", "stranger"))
 			w.reconcile("a")

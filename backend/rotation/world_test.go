@@ -49,6 +49,10 @@ type world struct {
 	served   map[string]kind.Material
 	backward map[string]bool // runs whose way back is stored
 
+	writeFault   fault // what the next write but writeFaultIn under a prefix meets
+	writeFaultIn int
+	writeFaultAt string
+
 	generated int
 	broken    []string
 	trace     []string
