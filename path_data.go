@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -117,7 +118,13 @@ func (b *backend) pathMetadata() []*framework.Path {
 }
 
 func (b *backend) listMetadata(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	names, err := b.documents.List(ctx, d.Get("document").(string))
+	folder := d.Get("document").(string)
+	if folder != "" {
+		if err := publish.CheckName(strings.TrimSuffix(folder, "/")); err != nil {
+			return refuse("%v", err)
+		}
+	}
+	names, err := b.documents.List(ctx, folder)
 	if err != nil {
 		return nil, err
 	}

@@ -237,6 +237,7 @@ func TestConnections(t *testing.T) {
 	m.adopt("app", "down", 0, nil)
 	identity := m.read("connections/down").data["identity"]
 	require.NotEmpty(t, identity)
+	require.Equal(t, m.read("connections/cache").data["identity"], identity, "one server behind two addresses")
 
 	// A server that moves takes the claims on its users along.
 	m.must("connections/down", map[string]any{"addresses": moved.Addr, "password": servers.RedisAdminPassword})
@@ -247,7 +248,9 @@ func TestConnections(t *testing.T) {
 	m.connect("new-name", moved.Addr, nil)
 	require.Equal(t, identity, m.read("connections/new-name").data["identity"])
 	// But not to a server whose users may be claimed under another identity.
-	r = m.write("connections/down", map[string]any{"addresses": server.Addr, "password": servers.RedisAdminPassword})
+	other := servers.Redis(t)
+	m.connect("other", other.Addr, nil)
+	r = m.write("connections/down", map[string]any{"addresses": other.Addr, "password": servers.RedisAdminPassword})
 	require.Equal(t, http.StatusConflict, r.code, r.message)
 }
 
