@@ -102,13 +102,14 @@ func (p *process) end(s syscall.Signal) error {
 }
 
 // poll calls try until it succeeds, ctx ends, or readyWithin has passed, and
-// returns the last error.
+// returns the last error that time itself did not cause: what a server said
+// before tells more than the call that was cut off at the end.
 func poll(ctx context.Context, try func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	deadline, _ := ctx.Deadline()
+	var last error
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		err := try(ctx)
 		if err == nil {
 			return nil
@@ -117,10 +118,14 @@ func poll(ctx context.Context, try func(context.Context) error) error {
 		if errors.As(err, &fatal) {
 			return err
 		}
+		// A dial may see the deadline a moment before ctx does.
+		if last == nil || ctx.Err() == nil && time.Now().Before(deadline) {
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return err
-		case <-tick.C:
+			return last
+		case <-time.After(pause):
 		}
 	}
 }

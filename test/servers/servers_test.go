@@ -2,8 +2,12 @@ package servers
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -99,4 +103,54 @@ func ping(addr string) error {
 	}
 	_, err = io.ReadFull(c, make([]byte, len("+PONG\r\n")))
 	return err
+}
+
+func TestPollKeepsTheReason(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	reason, tries := errors.New("still loading"), 0
+	err := poll(ctx, func(ctx context.Context) error {
+		tries++
+		if tries < 3 {
+			return reason
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	require.Equal(t, reason, err)
+	require.Equal(t, 3, tries)
+
+	tries = 0
+	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	require.Equal(t, reason, poll(ctx, func(context.Context) error { tries++; return reason }))
+	require.LessOrEqual(t, tries, 6, "10, 20, 40, 80, 100 ms")
+}
+
+// What macOS has instead of /proc finds the same processes.
+func TestProcessesAreFoundWithPS(t *testing.T) {
+	if _, err := exec.LookPath("ps"); err != nil {
+		t.Skip("no ps")
+	}
+	sleep, err := exec.LookPath("sleep")
+	require.NoError(t, err)
+	program := filepath.Join(t.TempDir(), "a program")
+	data, err := os.ReadFile(sleep)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(program, data, 0o700))
+	child, err := startChild(exec.Command(program, "4711"))
+	require.NoError(t, err)
+	want := []processInfo{{pid: child.pid(), parent: os.Getpid()}}
+	for name, list := range map[string]func(string) ([]processInfo, error){"processesOf": processesOf, "ps": listedProcessesOf} {
+		found, err := list(program)
+		require.NoError(t, err, name)
+		require.Equal(t, want, found, name)
+		found, err = list(program[:len(program)-1])
+		require.NoError(t, err, name)
+		require.Empty(t, found, name)
+	}
+	require.NoError(t, child.kill())
+	found, err := listedProcessesOf(program)
+	require.NoError(t, err)
+	require.Empty(t, found)
 }

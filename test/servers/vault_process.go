@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -68,9 +69,11 @@ func (p *childProcess) terminate(patience time.Duration) error {
 
 type processInfo struct{ pid, parent int }
 
-// processesOf lists the processes that run the program at path. It reads
-// /proc; elsewhere it finds none.
+// processesOf lists the processes that run the program at path.
 func processesOf(path string) ([]processInfo, error) {
+	if !hasProc() {
+		return listedProcessesOf(path)
+	}
 	links, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
 		return nil, err
@@ -92,6 +95,56 @@ func processesOf(path string) ([]processInfo, error) {
 		}
 	}
 	return found, nil
+}
+
+// hasProc says whether /proc is what proc(5) describes: macOS has none.
+func hasProc() bool {
+	_, err := os.Readlink("/proc/self/exe")
+	return err == nil
+}
+
+// listedProcessesOf is processesOf where there is no /proc. A program that was
+// started by another name than its path is not found.
+func listedProcessesOf(path string) ([]processInfo, error) {
+	paths := []string{path}
+	if real, err := filepath.EvalSymlinks(path); err == nil && real != path {
+		paths = append(paths, real) // /var is a link on macOS
+	}
+	out, err := exec.Command("ps", "-axwwo", "pid=,ppid=,stat=,command=").Output()
+	if err != nil {
+		return nil, fmt.Errorf("listing processes with ps: %w", err)
+	}
+	var found []processInfo
+	for line := range strings.Lines(string(out)) {
+		var pid, parent int
+		var state string
+		if _, err := fmt.Sscan(line, &pid, &parent, &state); err != nil {
+			return nil, fmt.Errorf("a line of ps: %q: %w", line, err)
+		}
+		_, command, _ := strings.Cut(line, state+" ")
+		command = strings.TrimSpace(command) + " "
+		runs := slices.ContainsFunc(paths, func(p string) bool { return strings.HasPrefix(command, p+" ") })
+		if runs && !strings.HasPrefix(state, "Z") {
+			found = append(found, processInfo{pid: pid, parent: parent})
+		}
+	}
+	return found, nil
+}
+
+// processState is a letter, or an error when the process is gone.
+func processState(pid int) (string, error) {
+	if hasProc() {
+		state, _, err := processStat(fmt.Sprintf("/proc/%d", pid))
+		return state, err
+	}
+	out, err := exec.Command("ps", "-o", "stat=", "-p", strconv.Itoa(pid)).Output()
+	if err != nil {
+		return "", err
+	}
+	if state := strings.TrimSpace(string(out)); state != "" {
+		return state[:1], nil
+	}
+	return "", os.ErrProcessDone
 }
 
 // processStat reads fields 3 and 4 of proc(5)'s stat. The name before them is
@@ -121,7 +174,7 @@ func killAll(pids []int, reaped bool) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for _, pid := range pids {
 		for {
-			state, _, err := processStat(fmt.Sprintf("/proc/%d", pid))
+			state, err := processState(pid)
 			if err != nil || (state == "Z" && !reaped) {
 				break
 			}
