@@ -168,10 +168,14 @@ func TestCancel(t *testing.T) {
 		r := m.must("cancel/"+running, data)
 		require.Equal(t, "rolled_back", r.data["state"])
 		require.Equal(t, password(0), m.creds("app")["password"])
-		r = m.write("cancel/"+running, nil)
-		require.Equal(t, http.StatusConflict, r.code)
-		require.Contains(t, r.message, "there is nothing to cancel")
+		r = m.must("cancel/"+running, nil)
+		require.Equal(t, "rolled_back", r.data["state"], "a repeat is answered the same")
 	}
+	m.must("rotate/redis/app", nil)
+	r := m.must("retire/redis/app", nil)
+	r = m.write("cancel/"+id(r), nil)
+	require.Equal(t, http.StatusConflict, r.code)
+	require.Contains(t, r.message, "there is nothing to cancel")
 }
 
 // TestReconcile heals what somebody changed by hand.
