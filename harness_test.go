@@ -291,7 +291,7 @@ func (m *mount) ended(id string) map[string]any {
 	m.Helper()
 	m.until(id, func(s rotation.State) bool { return s.Ended() })
 	var data map[string]any
-	require.Eventually(m, func() bool { data = m.read("rotations/" + id).data; return data["finished"] != "" }, patience, glance)
+	require.Eventually(m, func() bool { data = m.read("rotations/" + id).data; return data["finished"] != nil }, patience, glance)
 	return data
 }
 
@@ -302,6 +302,9 @@ func (m *mount) until(id string, is func(rotation.State) bool) (data map[string]
 		data = r.data
 		return r.code == http.StatusOK && is(rotation.State(data["state"].(string)))
 	}, patience, glance)
+	for field, value := range data {
+		require.NotEqual(m, "", value, "%s is not known, and is printed as n/a", field)
+	}
 	return data
 }
 

@@ -127,15 +127,14 @@ func (b *backend) readRotation(ctx context.Context, req *logical.Request, d *fra
 	}
 	resp := answer(req, h, parts)
 	data := resp.Data
-	data["trigger"], data["reason"] = string(h.Trigger), h.Reason
-	data["started"], data["finished"] = formatTime(h.Started), formatTime(h.Finished)
+	data["trigger"], data["started"] = string(h.Trigger), formatTime(h.Started)
+	setKnown(data, "reason", h.Reason)
+	setKnown(data, "finished", formatTime(h.Finished))
 	data["requested_by"] = map[string]any{
 		"entity_id": h.RequestedBy.EntityID, "accessor": h.RequestedBy.Accessor,
 		"display_name": h.RequestedBy.DisplayName, "request_id": h.RequestedBy.RequestID,
 	}
-	if h.Parent != "" {
-		data["parent"] = h.Parent
-	}
+	setKnown(data, "parent", h.Parent)
 	if len(h.Children) > 0 {
 		data["children"] = h.Children
 	}
@@ -160,16 +159,24 @@ func rotationID(d *framework.FieldData) (string, error) {
 	return id, nil
 }
 
+// setKnown leaves out what is not known (yet): the CLI would print it as n/a.
+func setKnown(data map[string]any, field, value string) {
+	if value != "" {
+		data[field] = value
+	}
+}
+
 // detail adds what a rotation of one role has to tell beyond its state.
 func (b *backend) detail(ctx context.Context, req *logical.Request, h *rotation.Header, p rotation.Part, data map[string]any) error {
-	data["phase"] = string(p.Phase)
+	setKnown(data, "phase", string(p.Phase))
 	r, err := b.engine.Store().Role(ctx, p.Role)
 	if err != nil {
 		return err
 	}
 	if r != nil && r.Run != nil && r.Run.Rotation == h.ID {
 		data["timeline"], data["nodes"], data["missed_nodes"] = lines(r.Run.Timeline), orEmpty(r.Nodes), orEmpty(r.Run.Missed)
-		data["retry_at"], data["grace_until"] = formatTime(r.Run.RetryAt), formatTime(r.Run.GraceUntil)
+		setKnown(data, "retry_at", formatTime(r.Run.RetryAt))
+		setKnown(data, "grace_until", formatTime(r.Run.GraceUntil))
 		if p.State == rotation.InGrace {
 			data["follow"] = fmt.Sprintf("vault write -f %sretire/%s/%s", req.MountPoint, p.Kind, p.Role)
 		}
