@@ -28,7 +28,7 @@ help: ## show this
 	while IFS=$$'\t' read -r target what; do printf '  %-8s %s\n' "$$target" "$$what"; done
 
 .PHONY: demo
-demo: needs-go ## watch a real Vault rotate a real Redis, in about a minute
+demo: needs-go ## watch a real Vault rotate a real Redis, in half a minute
 	@scripts/ensure-packages.sh redis-server || true
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && go run ./scripts/demo
 
