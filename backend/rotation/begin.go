@@ -116,7 +116,7 @@ func (e *Engine) beginAs(ctx context.Context, req Request, parent, id string) (*
 		return nil, cmp.Or(err, taken)
 	}
 	h := &Header{
-		ID: id, Parent: parent, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
+		ID: id, Parent: parent, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: clip(req.Reason),
 		Started: time.Now().UTC(), Source: req.Source,
 	}
 	for _, r := range free {
@@ -172,12 +172,14 @@ func (e *Engine) sortOut(ctx context.Context, names []string) (free []*Role, tak
 	if err := e.st.settle(ctx); err != nil {
 		return nil, nil, err
 	}
-	roles, err := e.st.Roles(ctx, names)
+	roles, unreadable, err := e.st.readable(ctx, names)
 	if err != nil {
 		return nil, nil, err
 	}
 	for i, r := range roles {
 		switch {
+		case slices.Contains(unreadable, names[i]):
+			taken = cmp.Or(taken, error(&Conflict{Text: fmt.Sprintf("the entry of role %q cannot be decoded; it may have been written by a newer version", names[i])}))
 		case r == nil && taken == nil:
 			taken = fmt.Errorf("role %q: %w", names[i], ErrNotFound)
 		case r == nil:
@@ -279,50 +281,65 @@ const recoverEvery = time.Hour
 // recover finds what was interrupted: every open rotation, one by its id, or one
 // role's part in it (id/role), goes on where the roles' entries say it stands.
 func (e *Engine) recover(items []string) {
+	g := errgroup.Group{}
+	g.SetLimit(parallelRecovery)
 	for _, item := range items {
-		ctx, cancel := context.WithTimeout(e.ctx, time.Minute)
-		var err error
-		if item == laneRecover {
-			err = e.recoverAll(ctx)
-		} else {
-			err = e.resume(ctx, item)
-		}
-		cancel()
-		switch {
-		case err != nil:
-			e.o.Logger.Warn("interrupted rotations cannot be read; trying again", "error", err)
-			e.wake(laneRecover, item, time.Now().Add(pause(2)))
-		case item == laneRecover:
-			e.wake(laneRecover, item, time.Now().Add(recoverEvery))
-		}
+		g.Go(func() error {
+			if item != laneRecover {
+				e.resume(item)
+				return nil
+			}
+			next := recoverEvery
+			if err := e.recoverAll(); err != nil {
+				e.o.Logger.Warn("interrupted rotations cannot be read; trying again", "error", err)
+				next = rereadPause(err)
+			}
+			e.wake(laneRecover, item, time.Now().Add(next))
+			return nil
+		})
 	}
+	_ = g.Wait()
 }
 
-func (e *Engine) recoverAll(ctx context.Context) error {
+// parallelRecovery is how many rotations are taken up at once.
+const parallelRecovery = 8
+
+// recoverAll takes up what it can, and says what it could not read.
+func (e *Engine) recoverAll() error {
+	ctx, cancel := context.WithTimeout(e.ctx, time.Minute)
+	defer cancel()
 	if err := e.st.settle(ctx); err != nil {
 		return err
 	}
-	if _, err := e.LoadConfig(ctx); err != nil {
-		return err
-	}
-	if err := e.due.rebuild(ctx); err != nil {
-		return err
-	}
+	_, noConfig := e.LoadConfig(ctx)
+	notDue := e.due.rebuild(ctx)
 	e.scheduleDue()
 	ids, err := e.st.openRotations(ctx)
-	if err != nil {
-		return err
-	}
+	g := errgroup.Group{}
+	g.SetLimit(parallelRecovery)
 	for _, id := range ids {
-		if err := e.resume(ctx, id); err != nil {
-			return err
-		}
+		g.Go(func() error { e.resume(id); return nil })
 	}
-	return nil
+	_ = g.Wait()
+	return errors.Join(err, notDue, noConfig)
 }
 
-// resume takes up one open rotation, or one role's part in it.
-func (e *Engine) resume(ctx context.Context, item string) error {
+// resume takes up one open rotation, or one role's part in it. What cannot be
+// read is tried again on its own.
+func (e *Engine) resume(item string) {
+	ctx, cancel := context.WithTimeout(e.ctx, time.Minute)
+	defer cancel()
+	if err := e.resumeItem(ctx, item); err != nil {
+		e.resumeLater(item, err)
+	}
+}
+
+func (e *Engine) resumeLater(item string, err error) {
+	e.o.Logger.Warn("an interrupted rotation cannot be taken up; trying again", "rotation", item, "error", err)
+	e.wake(laneRecover, item, time.Now().Add(rereadPause(err)))
+}
+
+func (e *Engine) resumeItem(ctx context.Context, item string) error {
 	id, role, _ := strings.Cut(item, "/")
 	h, err := e.st.Header(ctx, id)
 	if err != nil {
@@ -335,15 +352,24 @@ func (e *Engine) resume(ctx context.Context, item string) error {
 		return e.beginMissing(ctx, h)
 	}
 	e.track(h)
-	g, ctx := errgroup.WithContext(ctx)
+	g := errgroup.Group{}
 	g.SetLimit(parallelStorage)
 	for _, p := range h.Roles {
 		if role == "" || role == p.Role {
-			g.Go(func() error { return e.resumePart(ctx, h, p) })
+			g.Go(func() error {
+				if err := e.resumePart(ctx, h, p); err != nil {
+					e.resumeLater(id+"/"+p.Role, err)
+				}
+				return nil
+			})
 		}
 	}
 	return g.Wait()
 }
+
+// lockPatience is how long recovery waits for a role that somebody works at,
+// perhaps for as long as its target hangs. It comes back to it.
+const lockPatience = time.Second
 
 // settleTime is after how long a write that was answered with an error has been
 // applied, or never will be.
@@ -391,8 +417,11 @@ func (e *Engine) resumePart(ctx context.Context, h *Header, p Part) error {
 	if r, err := e.st.Role(ctx, p.Role); err != nil || e.underWay(r, h.ID) {
 		return err
 	}
-	if err := e.locks.lock(ctx, p.Role); err != nil {
-		return err
+	wait, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	if e.locks.lock(wait, p.Role) != nil {
+		e.wake(laneRecover, h.ID+"/"+p.Role, time.Now().Add(pause(3)))
+		return nil
 	}
 	defer e.locks.unlock(p.Role)
 	if err := e.st.settle(ctx); err != nil {

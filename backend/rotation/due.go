@@ -3,6 +3,7 @@ package rotation
 import (
 	"container/heap"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -60,10 +61,12 @@ func (q *dueQueue) load(ctx context.Context, now time.Time) error {
 	begun := q.begunLocked(now)
 	q.mu.Unlock()
 	slices.SortFunc(begun, time.Time.Compare)
+	var errs []error
 	for _, h := range begun {
 		entries, err := q.st.DueIn(ctx, h)
 		if err != nil {
-			return err
+			errs = append(errs, err) // it is read the next time
+			continue
 		}
 		q.mu.Lock()
 		for role, at := range entries {
@@ -74,7 +77,7 @@ func (q *dueQueue) load(ctx context.Context, now time.Time) error {
 		delete(q.hours, h)
 		q.mu.Unlock()
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // begunLocked are the hours that have begun and were not read.
@@ -142,15 +145,15 @@ func (q *dueQueue) next() (at time.Time, ok bool) {
 	return at, true
 }
 
-// take removes and returns the roles that are due.
+// take removes and returns the roles that are due, as far as they are known
+// where there is an error.
 func (q *dueQueue) take(ctx context.Context, now time.Time) (map[string]time.Time, error) {
 	q.mu.Lock()
 	stale := q.built && (!now.Before(q.loaded) || len(q.begunLocked(now)) > 0)
 	q.mu.Unlock()
+	var err error
 	if stale {
-		if err := q.load(ctx, now); err != nil {
-			return nil, err
-		}
+		err = q.load(ctx, now)
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -160,7 +163,7 @@ func (q *dueQueue) take(ctx context.Context, now time.Time) (map[string]time.Tim
 		delete(q.at, item.role)
 		out[item.role] = item.at
 	}
-	return out, nil
+	return out, err
 }
 
 type dueHeap []*dueItem
@@ -220,7 +223,6 @@ func (e *Engine) runDue() {
 	if err != nil {
 		e.o.Logger.Warn("due rotations cannot be read; trying again", "error", err)
 		e.wake(laneSchedule, laneSchedule, now.Add(pause(3)))
-		return // the queue would ask to be looked at right now
 	}
 	defer e.scheduleDue()
 	if len(due) == 0 {
@@ -240,13 +242,15 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	roles, err := e.st.Roles(ctx, names)
-	if err != nil {
-		return err
-	}
+	roles, bad := e.st.roles(ctx, names)
 	var begin []*Role
 	var heal []string
 	for i, r := range roles {
+		if err := bad[names[i]]; err != nil {
+			e.o.Logger.Warn("a role that is due cannot be read; trying again", "role", names[i], "error", err)
+			e.due.again(names[i], now.Add(max(pause(4), rereadPause(err))))
+			continue
+		}
 		switch e.whatIsDue(ctx, r, names[i], due[names[i]], now) {
 		case Scheduled:
 			begin = append(begin, r)

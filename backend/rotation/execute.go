@@ -8,9 +8,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
@@ -37,14 +39,8 @@ func (e *Engine) advance(lane string, names []string) pace {
 	}
 	defer unlock()
 	names = slices.Compact(slices.Sorted(slices.Values(names)))
-	jobs, err := e.load(lane, names)
-	if err != nil {
-		e.o.Logger.Warn("roles cannot be read; trying again", "lane", lane, "error", err)
-		for _, n := range names {
-			e.wake(lane, n, time.Now().Add(pause(2)))
-		}
-		return unknown
-	}
+	jobs, bad := e.load(lane, names)
+	e.readAgain(lane, bad)
 	began, seen := time.Now(), unknown
 	for len(jobs) > 0 && e.ctx.Err() == nil {
 		var asked bool
@@ -58,16 +54,46 @@ func (e *Engine) advance(lane string, names []string) pace {
 	return seen
 }
 
-func (e *Engine) load(lane string, names []string) ([]*job, error) {
+func (e *Engine) readAgain(lane string, bad map[string]error) {
+	var failed error
+	for name, err := range bad {
+		if storage.IsUndecodable(err) {
+			e.o.Logger.Warn("a role cannot be read; trying again", "role", name, "error", err)
+		} else {
+			failed = err
+		}
+		e.wake(lane, name, time.Now().Add(rereadPause(err)))
+	}
+	if failed != nil {
+		e.o.Logger.Warn("roles cannot be read; trying again", "lane", lane, "roles", len(bad), "error", failed)
+	}
+}
+
+// rereadPause is after how long an entry that could not be read is read again.
+// One that cannot be decoded mends only by hand, or by a newer version.
+func rereadPause(err error) time.Duration {
+	if storage.IsUndecodable(err) {
+		return pause(7)
+	}
+	return pause(2)
+}
+
+// load reads roles that have something to do in lane, and says of which others
+// that is not known.
+func (e *Engine) load(lane string, names []string) ([]*job, map[string]error) {
 	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 	defer cancel()
+	none := func(err error) ([]*job, map[string]error) {
+		bad := map[string]error{}
+		for _, name := range names {
+			bad[name] = err
+		}
+		return nil, bad
+	}
 	if err := e.st.settle(ctx); err != nil {
-		return nil, err
+		return none(err)
 	}
-	roles, err := e.st.Roles(ctx, names)
-	if err != nil {
-		return nil, err
-	}
+	roles, bad := e.st.roles(ctx, names)
 	var jobs []*job
 	for _, r := range roles {
 		if r == nil || r.Run == nil {
@@ -80,13 +106,16 @@ func (e *Engine) load(lane string, names []string) ([]*job, error) {
 		jobs = append(jobs, &job{role: r, facts: facts{earlier: e.outcomeOf(r)}})
 	}
 	if len(jobs) == 0 || jobs[0].role.Connection == "" {
-		return jobs, nil
+		return jobs, bad
 	}
 	generation, err := e.o.Generation(ctx, jobs[0].role.Connection)
+	if err != nil {
+		return none(err)
+	}
 	for _, j := range jobs {
 		j.generation = generation
 	}
-	return jobs, err
+	return jobs, bad
 }
 
 // sent is what became of an attempt that is waited for.
@@ -480,7 +509,36 @@ func evidence(before *Role, s step) *Evidence {
 		ev.Error = ""
 	}
 	ev.Criteria = criteria(before, s)
+	ev.fit()
 	return ev
+}
+
+// fit shortens evidence to what its entry takes, however much its role's entry
+// held: evidence that cannot be stored would keep its role rotating for ever.
+func (ev *Evidence) fit() {
+	ev.Error = clip(ev.Error)
+	ev.Timeline = slices.Clone(ev.Timeline)
+	for i := range ev.Timeline {
+		ev.Timeline[i].What = clip(ev.Timeline[i].What)
+	}
+	ev.Timeline = sparse(ev.Timeline, maxTimeline)
+	for many := maxTimeline; many > 0 && !ev.fits(); many /= 2 {
+		ev.Timeline = sparse(ev.Timeline, many)
+		ev.Nodes, ev.Missed = sparse(ev.Nodes, many), sparse(ev.Missed, many)
+	}
+}
+
+func (ev *Evidence) fits() bool {
+	raw, err := jsonutil.EncodeJSON(ev)
+	return err == nil && len(raw) <= maxSmallEntry
+}
+
+// sparse keeps the beginning and the end of a list that is too long.
+func sparse[T any](list []T, most int) []T {
+	if len(list) <= most {
+		return list
+	}
+	return slices.Concat(list[:most/2], list[len(list)-most/2:])
 }
 
 // criteria lists what a rotation has to show, and what was seen of it.

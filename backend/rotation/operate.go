@@ -400,7 +400,7 @@ func recallRun(r *Role, reason string) error {
 			"rotation %s of role %q is already retiring the previous version; wait until it has completed, "+
 				"then rollback/%s/%s starts a rotation back", run.Rotation, r.Name, r.Kind, r.Name)}
 	}
-	run.Recall = reason
+	run.Recall = clip(reason)
 	run.RetryAt = time.Time{}
 	return nil
 }

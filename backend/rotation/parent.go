@@ -91,7 +91,7 @@ func (e *Engine) openParent(ctx context.Context, id string, req Request) (*Heade
 		return h, err
 	}
 	parent := &Header{
-		ID: id, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: req.Reason,
+		ID: id, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: clip(req.Reason),
 		Started: time.Now().UTC(), Requests: req.keys(),
 	}
 	if len(req.Keys) > 0 {
@@ -181,7 +181,7 @@ func (e *Engine) eachMissing(ctx context.Context, parent *Header, begin func(chi
 // notSince returns the roles that were not rotated since t, by anybody: a child
 // that is begun late rotates nothing twice.
 func (e *Engine) notSince(ctx context.Context, t time.Time, names []string) ([]string, error) {
-	roles, err := e.st.Roles(ctx, names)
+	roles, _, err := e.st.readable(ctx, names)
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +198,7 @@ func (e *Engine) notSince(ctx context.Context, t time.Time, names []string) ([]s
 func (e *Engine) passOver(ctx context.Context, parent *Header, child string, parts []Part, running []string) error {
 	now := time.Now().UTC()
 	err := e.st.putHeader(ctx, &Header{
-		ID: child, Parent: parent.ID, Trigger: parent.Trigger, RequestedBy: parent.RequestedBy, Reason: parent.Reason,
+		ID: child, Parent: parent.ID, Trigger: parent.Trigger, RequestedBy: parent.RequestedBy, Reason: clip(parent.Reason),
 		Started: now, Finished: now, State: Superseded, Roles: parts, Running: running,
 	})
 	if err == nil {
@@ -223,7 +223,7 @@ func (e *Engine) cancelMissing(ctx context.Context, parent *Header) error {
 
 // planned are the parts of a child that has not begun.
 func (st *Store) planned(ctx context.Context, names []string) ([]Part, error) {
-	roles, err := st.Roles(ctx, names)
+	roles, _, err := st.readable(ctx, names)
 	if err != nil {
 		return nil, err
 	}

@@ -6,34 +6,46 @@ import (
 	"time"
 )
 
-// EachRole calls f with every role, a page at a time, until it returns false.
+// EachRole calls f with every role that can be decoded, a page at a time, until
+// it returns false. ScanRoles names the others.
 func (st *Store) EachRole(ctx context.Context, f func(*Role) bool) error {
+	_, err := st.ScanRoles(ctx, f)
+	return err
+}
+
+// ScanRoles is EachRole, and names the roles it met that cannot be decoded.
+func (st *Store) ScanRoles(ctx context.Context, f func(*Role) bool) (unreadable []string, err error) {
 	names, err := st.RoleNames(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for page := range slices.Chunk(names, 1000) {
-		roles, err := st.Roles(ctx, page)
+		roles, bad, err := st.readable(ctx, page)
 		if err != nil {
-			return err
+			return nil, err
 		}
+		unreadable = append(unreadable, bad...)
 		for _, r := range roles {
 			if r != nil && !f(r) {
-				return nil
+				return unreadable, nil
 			}
 		}
 	}
-	return nil
+	return unreadable, nil
 }
 
-// FirstRole returns the name of a role that match accepts, or "".
+// FirstRole returns the name of a role that match accepts, or "". That there is
+// none it says only when every role was looked at.
 func (st *Store) FirstRole(ctx context.Context, match func(*Role) bool) (name string, err error) {
-	err = st.EachRole(ctx, func(r *Role) bool {
+	unreadable, err := st.ScanRoles(ctx, func(r *Role) bool {
 		if match(r) {
 			name = r.Name
 		}
 		return name == ""
 	})
+	if err == nil && name == "" && len(unreadable) > 0 {
+		_, err = st.Role(ctx, unreadable[0])
+	}
 	return name, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -58,16 +59,53 @@ func (st *Store) Role(ctx context.Context, name string) (*Role, error) {
 
 // Roles reads many roles, in order; nil for those that do not exist.
 func (st *Store) Roles(ctx context.Context, names []string) ([]*Role, error) {
-	out := make([]*Role, len(names))
-	g, ctx := errgroup.WithContext(ctx)
+	out, bad := st.roles(ctx, names)
+	for _, name := range names {
+		if err := bad[name]; err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// roles reads what can be read of many roles, in order, and says by name why the
+// others cannot: one bad entry is the problem of one role.
+func (st *Store) roles(ctx context.Context, names []string) (out []*Role, bad map[string]error) {
+	out, bad = make([]*Role, len(names)), map[string]error{}
+	var mu sync.Mutex
+	g := errgroup.Group{}
 	g.SetLimit(parallelStorage)
 	for i, name := range names {
-		g.Go(func() (err error) {
-			out[i], err = st.Role(ctx, name)
-			return err
+		g.Go(func() error {
+			r, err := st.Role(ctx, name)
+			if err != nil {
+				mu.Lock()
+				bad[name] = err
+				mu.Unlock()
+				return nil
+			}
+			out[i] = r
+			return nil
 		})
 	}
-	return out, g.Wait()
+	_ = g.Wait()
+	return out, bad
+}
+
+// readable are the roles of names that can be decoded, nil for the others, whose
+// names it returns. It fails where storage does.
+func (st *Store) readable(ctx context.Context, names []string) (out []*Role, unreadable []string, err error) {
+	out, bad := st.roles(ctx, names)
+	for _, name := range names {
+		switch err := bad[name]; {
+		case err == nil:
+		case storage.IsUndecodable(err):
+			unreadable = append(unreadable, name)
+		default:
+			return nil, nil, err
+		}
+	}
+	return out, unreadable, nil
 }
 
 // RoleNames lists every role.
@@ -142,7 +180,8 @@ func (st *Store) DueHours(ctx context.Context) ([]time.Time, error) {
 	return hours, nil
 }
 
-// DueIn reads the due entries of an hour.
+// DueIn reads the due entries of an hour. One that cannot be decoded counts from
+// the beginning of its hour: what is due is checked against the role.
 func (st *Store) DueIn(ctx context.Context, hour time.Time) (map[string]time.Time, error) {
 	prefix := storage.Due + hour.UTC().Format(hourFormat) + "/"
 	names, err := st.s.List(ctx, prefix)
@@ -155,7 +194,11 @@ func (st *Store) DueIn(ctx context.Context, hour time.Time) (map[string]time.Tim
 	for i, name := range names {
 		g.Go(func() error {
 			e, err := storage.Get[dueEntry](ctx, st.s, prefix+name)
-			if err == nil && e != nil {
+			switch {
+			case storage.IsUndecodable(err):
+				times[i] = hour.UTC()
+				return nil
+			case err == nil && e != nil:
 				times[i] = e.At
 			}
 			return err

@@ -151,9 +151,29 @@ func Get[T any](ctx context.Context, s logical.Storage, key string) (*T, error) 
 	}
 	v := new(T)
 	if err := jsonutil.DecodeJSON(e.Value, v); err != nil {
-		return nil, fmt.Errorf("the entry %s cannot be decoded; it may have been written by a newer version: %w", key, err)
+		return nil, &undecodable{key: key, err: err}
 	}
 	return v, nil
+}
+
+// undecodable is an entry that is there and cannot be understood. Reading it
+// again does not help.
+type undecodable struct {
+	key string
+	err error
+}
+
+func (u *undecodable) Error() string {
+	return fmt.Sprintf("the entry %s cannot be decoded; it may have been written by a newer version: %v", u.key, u.err)
+}
+
+func (u *undecodable) Unwrap() error { return u.err }
+
+// IsUndecodable reports whether err is about an entry's content, and not about a
+// failure to read it.
+func IsUndecodable(err error) bool {
+	var u *undecodable
+	return errors.As(err, &u)
 }
 
 // Put writes v as JSON at key. Entries over limit bytes are refused before
