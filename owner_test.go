@@ -350,6 +350,14 @@ func TestNamesThatStorageRefuses(t *testing.T) {
 		require.Equal(t, http.StatusBadRequest, m.read(path).code, path)
 		require.Equal(t, http.StatusBadRequest, m.delete(path).code, path)
 	}
+	for path, data := range map[string]map[string]any{
+		"roles/fills":    {"kind": "api-key", "document": "a..b", "field": "key"},
+		"documents/a..b": {"allowed_roles": "*"},
+	} {
+		r := m.write(path, data)
+		require.Equal(t, http.StatusBadRequest, r.code)
+		require.Contains(t, r.message, "two dots in a row", "not what storage says")
+	}
 	for _, path := range []string{"creds/a..b", "data/a..b", "data/x/a..b", "metadata/a..b", "verify/api-key/a..b"} {
 		require.Equal(t, http.StatusBadRequest, m.read(path).code, path)
 	}
@@ -362,8 +370,6 @@ func TestNamesThatStorageRefuses(t *testing.T) {
 	}
 	require.Less(t, m.read("rotations/a..b").code, http.StatusInternalServerError)
 	require.Less(t, m.write("cancel/a..b", nil).code, http.StatusInternalServerError)
-	r := m.write("roles/fills", map[string]any{"kind": "api-key", "document": "a..b", "field": "key"})
-	require.Equal(t, http.StatusBadRequest, r.code)
 }
 
 // What creds/ shows beside the previous secret cannot be its name.

@@ -192,7 +192,7 @@ func (r *recording) play(t *testing.T) {
 		r.know("wrong password", w)
 	}
 	connection := map[string]any{
-		"type": "redis", "addresses": r.set.Addrs(), "allowed_roles": "*", "username": servers.RedisAdmin, "password": wrongs[0],
+		"type": "redis", "addresses": r.set.Addrs(), "allowed_roles": "*", "allowed_usernames": "*", "username": servers.RedisAdmin, "password": wrongs[0],
 	}
 	r.do(t, "connections/main", connection) // refused: it is tried
 	connection["password"] = servers.RedisAdminPassword
