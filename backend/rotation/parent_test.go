@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
@@ -132,12 +133,11 @@ func TestParentOfChildrenThatAreMissing(t *testing.T) {
 		require.False(t, h.Finished.IsZero())
 
 		// Ids never go back in time, and other tests were further on in theirs.
-		for range 100 {
-			if w.days(1); startedBefore(h.Children[2], time.Now().Add(-retainAge-24*time.Hour)) {
-				break
-			}
-			w.days(20)
-		}
+		sec, nsec := uuid.MustParse(h.Children[2]).Time().UnixTime()
+		later := time.Unix(sec, nsec).Add(retainAge + time.Hour)
+		e := w.instance().engine
+		require.NoError(t, e.retainRotations(t.Context(), later))
+		require.NoError(t, e.retainRequests(t.Context(), later))
 		for _, prefix := range []string{storage.Rotation, storage.Evidence, storage.Request} {
 			left, err := w.inner.List(t.Context(), prefix)
 			require.NoError(t, err)
