@@ -15,6 +15,9 @@
 //     with a deadline, before a target hears of either (decide.go).
 //   - A change that may still land is waited for before anything is asked or
 //     changed again (decider.decide).
+//   - A login proves what a node holds in memory; that it is saved, only the good
+//     answer to a call. So an error of a node that answers counts, and whoever
+//     finds an attempt outstanding makes its call once more (decider.pursue).
 //   - After an error of a write, what is stored is read, not assumed (store in
 //     execute.go drops the job).
 //   - The direction is stored before the first step back, and never turns.
