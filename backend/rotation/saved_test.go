@@ -12,6 +12,16 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
+// saved is what each node accepts for user after a restart.
+func (w *world) saved(user string) (out [][]kind.Material) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, n := range w.nodes {
+		out = append(out, n.saved[user])
+	}
+	return out
+}
+
 // What a node accepts and could not save is neither served nor counted as
 // refused: it would be undone by the node's next restart.
 func TestSaveThatFails(t *testing.T) {
@@ -24,11 +34,9 @@ func TestSaveThatFails(t *testing.T) {
 					w.pass(time.Minute) // past the attempt, before the nodes restart
 					r := w.role("a")
 					served := r.With(version.Current).Material
-					w.mu.Lock()
-					for _, n := range w.nodes {
-						require.True(t, slices.ContainsFunc(n.saved["u-a"], served.Same), "what is served is saved")
+					for _, saved := range w.saved("u-a") {
+						require.True(t, slices.ContainsFunc(saved, served.Same), "what is served is saved")
 					}
-					w.mu.Unlock()
 					w.finish()
 				})
 			})
@@ -44,11 +52,9 @@ func TestSaveFailsWhileRetiring(t *testing.T) {
 		w.nextCall(1, unsavedOne)
 		w.retire("a")
 		w.idle("a")
-		w.mu.Lock()
-		for _, n := range w.nodes {
-			require.Equal(t, []kind.Material{*material("a", "m1")}, n.saved["u-a"])
+		for _, saved := range w.saved("u-a") {
+			require.Equal(t, []kind.Material{*material("a", "m1")}, saved)
 		}
-		w.mu.Unlock()
 		w.finish()
 	})
 }
