@@ -107,7 +107,7 @@ func (b *backend) listConnections(ctx context.Context, _ *logical.Request, _ *fr
 func (b *backend) connectionExists(ctx context.Context, _ *logical.Request, d *framework.FieldData) (bool, error) {
 	name := d.Get("name").(string)
 	if checkName(name) != nil {
-		return false, nil
+		return false, nil //nolint:nilerr // the write refuses it
 	}
 	e, err := b.connections.Get(ctx, name)
 	return e != nil, err

@@ -147,7 +147,7 @@ func (b *backend) listRoles(ctx context.Context, _ *logical.Request, _ *framewor
 func (b *backend) roleExists(ctx context.Context, _ *logical.Request, d *framework.FieldData) (bool, error) {
 	name := d.Get("name").(string)
 	if checkName(name) != nil {
-		return false, nil
+		return false, nil //nolint:nilerr // the write refuses it
 	}
 	r, err := b.engine.Store().Role(ctx, name)
 	return r != nil, err

@@ -113,7 +113,7 @@ func TestNodeThatRefusesTheAdminIsNotPassedOver(t *testing.T) {
 	require.EqualValues(t, 1, m.read("creds/app").data["version"])
 
 	require.NoError(t, set.Nodes[1].Kill())
-	r = m.must("rotate/redis/app", nil)
+	m.must("rotate/redis/app", nil)
 	require.EqualValues(t, 2, m.read("creds/app").data["version"], "a node that is down is passed over")
 }
 
