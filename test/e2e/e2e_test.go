@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
@@ -20,7 +21,11 @@ import (
 // TestScripts runs every script with a mount of its own in one Vault, so that
 // they also disturb each other as the tenants of one Vault do.
 func TestScripts(t *testing.T) {
-	shared := servers.NewVault(t, servers.VaultOptions{NoMount: true, Race: raceEnabled})
+	shared := servers.NewVault(t, servers.VaultOptions{Race: raceEnabled})
+	// A mount that stays: Vault ends the plugin's process with the last mount, and
+	// a script that mounts at that moment would meet its end.
+	_, err := shared.Client().Logical().Read(servers.DefaultMount + "/config")
+	require.NoError(t, err)
 	run := &run{shared: shared}
 	t.Cleanup(func() {
 		if err := run.checkLogs(shared); err != nil {
