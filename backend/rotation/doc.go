@@ -1,8 +1,11 @@
 // Package rotation is the core: roles, their versions, and the state machine
 // that takes a role from one version to the next without losing a credential.
 //
-//	preflight → generate → apply → test → promote → grace → retire
-//	               └──────────┴── any failure before retire ──┴──→ rolling back
+//	preflight → generate → apply → test → promote → publish → grace → retire → publish
+//	               └──────────┴── any failure before retire ────────┴──→ rolling back
+//
+// Publish has the role's document show what is served; a role without one does
+// not stop there.
 //
 // Two facts are kept apart and never folded into one flag: which material a
 // target accepts, which is always probed and never only remembered, and which
@@ -20,6 +23,10 @@
 //     finds an attempt outstanding makes its call once more (decider.pursue).
 //   - After an error of a write, what is stored is read, not assumed (store in
 //     execute.go drops the job).
+//   - A write of unknown outcome is settled by a later one before anything is
+//     decided from what is read (storage.Fenced.Settle).
+//   - A change that a node answered with an error does not count as made, whatever
+//     it shows now: it may not have been saved (decider.pursue).
 //   - The direction is stored before the first step back, and never turns.
 //   - Material is forgotten only after every known node was seen to refuse it
 //     (version.Set.Prune).

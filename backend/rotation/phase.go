@@ -5,8 +5,9 @@ import "github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 // Phase is a step of a rotation.
 type Phase string
 
-// The phases, in the order of DESIGN's state machine. Publish, sync, restart
-// and check come between promote and grace once documents and consumers exist.
+// The phases, in order. Publish comes again after retire, and on the way back
+// before the target refuses what failed. Sync, restart and check come between
+// publish and grace once consumers exist.
 const (
 	Preflight Phase = "preflight" // read-only: could it succeed?
 	Generate  Phase = "generate"  // new material, stored as pending
