@@ -264,7 +264,7 @@ func (m *mount) refuses(t *testing.T, server *servers.RedisNode, c badCase) {
 	if c.code == 0 {
 		c.code = http.StatusBadRequest
 	}
-	stored, there := m.storage.dump(t), aclList(t, server)
+	stored, there := m.stored(t), aclList(t, server)
 	r := m.send(request{op: c.op, path: c.path, data: c.data})
 	require.Equal(t, c.code, r.code, "%s (%v)", r.message, r.data)
 	require.Contains(t, r.message, c.says)
@@ -274,7 +274,7 @@ func (m *mount) refuses(t *testing.T, server *servers.RedisNode, c badCase) {
 		require.NotContains(t, r.message, "\x1b")
 		require.NotContains(t, r.message, "%!")
 	}
-	require.Equal(t, stored, m.storage.dump(t), "something was stored")
+	require.Equal(t, stored, m.stored(t), "something was stored")
 	require.Equal(t, there, aclList(t, server), "something was changed at the target")
 }
 
@@ -283,7 +283,7 @@ func (m *mount) refuses(t *testing.T, server *servers.RedisNode, c badCase) {
 func TestMegabytes(t *testing.T) {
 	t.Parallel()
 	m, server, _ := badMount(t)
-	stored, there := m.storage.dump(t), aclList(t, server)
+	stored, there := m.stored(t), aclList(t, server)
 	big := strings.Repeat("x", 1<<20)
 	for _, p := range m.b.Paths {
 		for op := range p.Operations {
@@ -310,7 +310,7 @@ func TestMegabytes(t *testing.T) {
 			}
 		}
 	}
-	require.Equal(t, stored, m.storage.dump(t))
+	require.Equal(t, stored, m.stored(t))
 	require.Equal(t, there, aclList(t, server))
 	m.refuses(t, server, badCase{path: "roles/new", data: redisRole(map[string]any{"initial_password": big}), says: "bytes"})
 	m.refuses(t, server, badCase{path: "connections/new", data: map[string]any{"type": "redis", "addresses": big}, says: "bytes"})

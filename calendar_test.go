@@ -89,7 +89,7 @@ func TestCalendarMistakes(t *testing.T) {
 	m.must("roles/daily", map[string]any{"kind": "api-key", "rotation_schedule": "0 3 * * *"})
 	m.must("roles/busy", map[string]any{"kind": "api-key", "rotation_period": "24h", "previous_field": "OLD"})
 	m.alter("busy", func(r *rotation.Role) { r.Run = &rotation.Run{Rotation: "none", Phase: rotation.Preflight} })
-	stored := m.storage.dump(t)
+	stored := m.stored(t)
 	for _, c := range []struct {
 		path, field string
 		value       any
@@ -135,7 +135,7 @@ func TestCalendarMistakes(t *testing.T) {
 		require.Contains(t, r.message, "apart_")
 	}
 	require.Equal(t, http.StatusBadRequest, m.write("roles/hand", map[string]any{"apart_from": "daily", "apart_by": "1h"}).code)
-	require.Equal(t, stored, m.storage.dump(t), "something was stored")
+	require.Equal(t, stored, m.stored(t), "something was stored")
 }
 
 // TestPairsKeepTheirDistance: both are due, and only one begins; the other

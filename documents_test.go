@@ -140,14 +140,14 @@ func TestDocumentRefusals(t *testing.T) {
 		"a document with many parts":     {400, map[string]any{"document": "a/b/c/d/e/f/g/h/i", "field": "x"}},
 		"another role's field, as older": {409, map[string]any{"document": "open", "field": "mine", "previous_field": "key"}},
 	} {
-		before := m.storage.dump(t)
+		before := m.stored(t)
 		data := map[string]any{"kind": "api-key"}
 		for k, v := range c.data {
 			data[k] = v
 		}
 		r := m.write("roles/bad", data)
 		require.Equal(t, c.code, r.code, "%s: %s", name, r.message)
-		require.Equal(t, before, m.storage.dump(t), name)
+		require.Equal(t, before, m.stored(t), name)
 	}
 	require.Equal(t, http.StatusBadRequest, m.write("roles/key", map[string]any{"field": "other"}).code)
 	require.Equal(t, http.StatusNotFound, m.read("data/none").code)

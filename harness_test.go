@@ -295,6 +295,33 @@ func (m *mount) ended(id string) map[string]any {
 	return data
 }
 
+// stored is everything that is stored, once nothing of what was answered is still
+// being written: rotations that are over at each of their roles are closed behind
+// the answer.
+func (m *mount) stored(t testing.TB) (out map[string]string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		out = m.storage.dump(t)
+		for key := range out {
+			if id, ok := strings.CutPrefix(key, storage.Open); ok && !running(out, id) {
+				return false
+			}
+		}
+		return true
+	}, patience, glance)
+	return out
+}
+
+// running reports whether a stored role is in rotation id.
+func running(stored map[string]string, id string) bool {
+	for key, entry := range stored {
+		if strings.HasPrefix(key, storage.Role) && strings.Contains(entry, fmt.Sprintf(`"run":{"rotation":%q`, id)) {
+			return true
+		}
+	}
+	return false
+}
+
 func (m *mount) until(id string, is func(rotation.State) bool) (data map[string]any) {
 	m.Helper()
 	require.Eventually(m, func() bool {

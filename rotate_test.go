@@ -111,7 +111,7 @@ func TestDryRunChangesNothing(t *testing.T) {
 	m.adopt("busy", "cache", 1, nil)
 	m.must("roles/token", map[string]any{"kind": "api-key"})
 	running := id(m.must("rotate/redis/busy", nil))
-	stored, there := m.storage.dump(t), aclList(t, server)
+	stored, there := m.stored(t), aclList(t, server)
 	for path, want := range map[string]string{
 		"rotate/redis/app": "1 of 1 role could be rotated now; nothing was changed",
 		"rotate/redis":     "1 of 2 roles could be rotated now; nothing was changed",
@@ -125,7 +125,7 @@ func TestDryRunChangesNothing(t *testing.T) {
 			require.Contains(t, line, "already in rotation "+running)
 		}
 	}
-	require.Equal(t, stored, m.storage.dump(t))
+	require.Equal(t, stored, m.stored(t))
 	require.Equal(t, there, aclList(t, server))
 }
 
@@ -227,13 +227,13 @@ func TestRepeatedRequests(t *testing.T) {
 				first := m.send(in)
 				require.Equal(t, http.StatusOK, first.code, first.message)
 				m.ended(id(first))
-				stored := m.storage.dump(t)
+				stored := m.stored(t)
 				require.Equal(t, id(first), id(m.send(in)))
 				m.restart()
 				again := m.send(in)
 				require.Equal(t, http.StatusOK, again.code, again.message)
 				require.Equal(t, id(first), id(again))
-				require.Equal(t, stored, m.storage.dump(t))
+				require.Equal(t, stored, m.stored(t))
 				in.entity = "somebody-else"
 				if in.id == "" {
 					other := m.send(in)
