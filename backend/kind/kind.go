@@ -27,6 +27,10 @@ const (
 	// Swap: the target knows one material; the new one replaces the old one at
 	// once.
 	Swap Strategy = "swap"
+	// KeyRing: consumers hold several keys, one of which signs or encrypts. A new
+	// one is shown to all of them before it is used, and an old one stays until
+	// nothing that was made with it counts any more.
+	KeyRing Strategy = "key-ring"
 )
 
 // Material is the secret content of one version of a role. It prints as a
@@ -36,6 +40,9 @@ const (
 type Material struct {
 	Username string `json:"username,omitempty"`
 	Secret   string `json:"secret"`
+	// KeyID names a key of a ring. It belongs to the material: a rolled back
+	// rotation serves it again with the key.
+	KeyID string `json:"kid,omitempty"`
 }
 
 const redacted = "(secret)"
@@ -63,6 +70,28 @@ type Spec struct {
 	Encoding       string   `json:"encoding,omitempty"` // alphabet of an api-key
 	Prefix         string   `json:"prefix,omitempty"`   // of an api-key
 	PreviousField  string   `json:"previous_field,omitempty"`
+
+	// Of key rings.
+	Algorithm string `json:"algorithm,omitempty"`
+	// NextField is where the next key stands until it is used, and KeysField
+	// where all keys do, by id.
+	NextField string `json:"next_field,omitempty"`
+	KeysField string `json:"keys_field,omitempty"`
+	// PropagationDelay is how long consumers take at most to read what changed.
+	PropagationDelay time.Duration `json:"propagation_delay,omitempty"`
+	// MaxTokenTTL is how long what was signed last stays valid.
+	MaxTokenTTL time.Duration `json:"max_token_ttl,omitempty"`
+	// RetireAfter is how old an earlier key that decrypts may become; 0: until it
+	// is retired by hand.
+	RetireAfter            time.Duration `json:"retire_after,omitempty"`
+	RequireReencryptionAck bool          `json:"require_reencryption_ack,omitempty"`
+	// PublicJWKS lets anybody read the public keys.
+	PublicJWKS bool `json:"public_jwks,omitempty"`
+
+	// Of secrets that another Vault keeps: where it keeps them.
+	Mount                string `json:"mount,omitempty"`
+	Key                  string `json:"key,omitempty"`
+	MinDecryptionVersion int    `json:"min_decryption_version,omitempty"`
 }
 
 // Source makes randomness into passwords. Vault's password policies are read
@@ -91,6 +120,20 @@ type Kind interface {
 	CheckInitial(spec Spec, secret string) error
 	// Generate makes new material. It talks to nobody but source.
 	Generate(ctx context.Context, spec Spec, source Source) (Material, error)
+}
+
+// Ring is a kind of strategy KeyRing.
+type Ring interface {
+	Kind
+	// Verifying is the form of a key that verifies or decrypts and does no more:
+	// the key itself where there is only one form of it, its public half otherwise.
+	Verifying(m Material) (string, error)
+}
+
+// Adopter is a kind whose material is more than a user and a secret.
+type Adopter interface {
+	// Adopt makes material of a secret that CheckInitial has accepted.
+	Adopt(ctx context.Context, spec Spec, secret string, source Source) (Material, error)
 }
 
 // Target is a server (or a set of servers that hold the same users) that
