@@ -136,7 +136,7 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (resp
 			resp, err = nil, fmt.Errorf("this request met a defect of the engine (%T at %.64s); please report it", p, req.Path)
 		}
 	}()
-	if err := checkShape(req); err != nil {
+	if err := b.checkShape(req); err != nil {
 		return answered(refuse("%v", err))
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.answerWithin)
@@ -148,7 +148,7 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (resp
 // the path alone. The rest is left out: Vault writes errors of this check into
 // its log, and the framework's repeat what was given.
 func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
-	if checkShape(req) != nil {
+	if b.checkShape(req) != nil {
 		return true, true, nil //nolint:nilerr // HandleRequest refuses it
 	}
 	bare := *req
@@ -156,10 +156,20 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-// secretFields hold what may stand in no error.
-var secretFields = []string{"password", "initial_password", "initial_value"}
+// secretFields are the fields that hold what may stand in no error.
+func secretFields(paths []*framework.Path) map[string]bool {
+	secret := map[string]bool{}
+	for _, p := range paths {
+		for name, f := range p.Fields {
+			if f.DisplayAttrs != nil && f.DisplayAttrs.Sensitive {
+				secret[name] = true
+			}
+		}
+	}
+	return secret
+}
 
-func checkShape(req *logical.Request) error {
+func (b *backend) checkShape(req *logical.Request) error {
 	if len(req.Path) > maxPath {
 		return fmt.Errorf("the path has %d bytes; at most %d are allowed", len(req.Path), maxPath)
 	}
@@ -167,7 +177,7 @@ func checkShape(req *logical.Request) error {
 		if n := size(value); n > maxValue {
 			return fmt.Errorf("field %.64q has %d bytes; at most %d are allowed", name, n, maxValue)
 		}
-		if !slices.Contains(secretFields, name) {
+		if !b.secretFields[name] {
 			continue
 		}
 		switch value.(type) {

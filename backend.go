@@ -36,6 +36,9 @@ type backend struct {
 	documents   *publish.Documents
 	engine      *rotation.Engine
 	kinds       []kindEntry
+	// connectionTypes is the registry of that name.
+	connectionTypes []connectionType
+	secretFields    map[string]bool
 
 	// identities is held while a connection is compared with all others and
 	// stored.
@@ -61,7 +64,7 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 }
 
 func newBackend(conf *logical.BackendConfig) *backend {
-	b := &backend{kinds: kinds(), answerWithin: answerWithin}
+	b := &backend{kinds: kinds(), connectionTypes: connectionTypes(), answerWithin: answerWithin}
 	b.storage = storage.Fence(conf.StorageView)
 	b.connections = connection.NewStore(b.storage)
 	b.documents = publish.NewDocuments(b.storage)
@@ -102,6 +105,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		Clean:          b.clean,
 		Invalidate:     b.invalidate,
 	}
+	b.secretFields = secretFields(b.Paths)
 	return b
 }
 

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
-	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/redis"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 )
 
@@ -51,6 +50,10 @@ func (g *glimpses) put(name string, until time.Time) {
 // so that one that has restarted meanwhile is known again when e leads to it by
 // another address. Those that do not answer at once are left as they are.
 func (b *backend) refreshOthers(ctx context.Context, e *connection.Entry) {
+	t, err := b.connectionType(e.Type)
+	if err != nil || !t.nodes {
+		return // there are no run ids
+	}
 	others, err := b.connections.All(ctx)
 	if err != nil {
 		return // what is decided from them reads them again
@@ -67,7 +70,7 @@ func (b *backend) refreshOthers(ctx context.Context, e *connection.Entry) {
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // its turn did not come
 			}
-			info, err := redis.Verify(ctx, k)
+			info, err := t.verify(ctx, k)
 			if err != nil {
 				b.glimpses.put(k.Name, time.Now().Add(refreshDead))
 				return nil //nolint:nilerr // a server that is down tells nothing
@@ -108,7 +111,7 @@ func (b *backend) identify(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	info, err := verify(ctx, seen)
+	info, err := b.tryConnection(ctx, seen)
 	if err != nil && len(seen.Members) > 0 {
 		return conflict("connection %q cannot be used: %v", name, err)
 	}
@@ -116,7 +119,7 @@ func (b *backend) identify(ctx context.Context, name string) error {
 		return badRequest("connection %q cannot be used: %w", name, err)
 	}
 	b.refreshOthers(ctx, seen)
-	if known, err := b.known(ctx, seen, &info); err != nil || known {
+	if known, err := b.known(ctx, seen, info); err != nil || known {
 		return err
 	}
 	unlock, err := b.holdConnection(ctx, name, b.connections.Lock)
@@ -128,16 +131,20 @@ func (b *backend) identify(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if !sameEndpoint(before, seen) || !reflect.DeepEqual(before.Admin, seen.Admin) {
+	t, err := b.connectionType(before.Type)
+	if err != nil {
+		return err
+	}
+	if before.Type != seen.Type || !t.sameEndpoint(before, seen) || !reflect.DeepEqual(before.Admin, seen.Admin) {
 		return conflict("connection %q was written by another request; try again", name)
 	}
 	e := *before
-	return b.putIdentified(ctx, before, &e, &info)
+	return b.putIdentified(ctx, before, &e, info)
 }
 
 // known reports whether there is nothing to learn from what was found behind a
 // connection.
-func (b *backend) known(ctx context.Context, e *connection.Entry, info *redis.Info) (bool, error) {
+func (b *backend) known(ctx context.Context, e *connection.Entry, info *connection.Info) (bool, error) {
 	if e.Identity == "" || !slices.Equal(e.RunIDs, info.RunIDs) ||
 		slices.ContainsFunc(info.Members, func(m string) bool { return !slices.Contains(e.Members, m) }) {
 		return false, nil
@@ -154,7 +161,7 @@ func (b *backend) others(ctx context.Context, e *connection.Entry) ([]*connectio
 
 // putIdentified stores a connection with the identity of its target; info is nil
 // where that was not looked at.
-func (b *backend) putIdentified(ctx context.Context, before, e *connection.Entry, info *redis.Info) error {
+func (b *backend) putIdentified(ctx context.Context, before, e *connection.Entry, info *connection.Info) error {
 	// One at a time: of two new connections to one target the second has to see
 	// the first.
 	b.identities.Lock()
@@ -200,7 +207,7 @@ func rotatedAdmin(e *connection.Entry, role string) error {
 // already: from before a node came or went, or under another connection's name.
 // Roles hold their claims under it, so as long as there are any it stays what it
 // was, wherever the target has moved to.
-func (b *backend) recognize(ctx context.Context, before, e *connection.Entry, others []*connection.Entry, info *redis.Info) error {
+func (b *backend) recognize(ctx context.Context, before, e *connection.Entry, others []*connection.Entry, info *connection.Info) error {
 	e.Identity, e.Members, e.RunIDs = info.Identity, info.Members, info.RunIDs
 	if before == nil || before.Identity == "" {
 		e.Recognize(others)

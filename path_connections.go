@@ -12,36 +12,11 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
-	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/redis"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
-	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
 func (b *backend) pathConnections() []*framework.Path {
-	fields := map[string]*framework.FieldSchema{
-		"name": nameField,
-		"type": {Type: framework.TypeString, AllowedValues: []any{connection.TypeRedis}, Description: "What is connected to: redis."},
-		"verify_connection": {
-			Type: framework.TypeBool, Default: true,
-			Description: "Whether a write logs in at every node first, and is refused when that fails. Default true.",
-		},
-		"allowed_roles":     {Type: framework.TypeCommaStringSlice, Description: "Roles (or globs) that may use the connection; none by default."},
-		"allowed_usernames": {Type: framework.TypeCommaStringSlice, Description: "Users (or globs) that roles may manage here; by default any but the connection's own."},
-		"address_map":       {Type: framework.TypeKVPairs, Description: "Addresses to dial instead of discovered ones: discovered=reachable."},
-		"addresses":         {Type: framework.TypeCommaStringSlice, Description: "Seed addresses, host:port; the other nodes are discovered."},
-		"topology":          {Type: framework.TypeString, Description: "auto (default), standalone or cluster."},
-		"username":          {Type: framework.TypeString, Description: "Admin user. Default \"default\"."},
-		"password":          {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Its password. Never read back."},
-		"persistence":       {Type: framework.TypeString, Description: "How a node makes users survive its restart: auto (default), acl-save, config-rewrite, none."},
-		"allowed_cidrs":     {Type: framework.TypeCommaStringSlice, Description: "Networks that discovered nodes may be in; by default those of the seeds (/24, /64)."},
-		"forget_nodes":      {Type: framework.TypeBool, Description: "Forget nodes that roles were on and that are not found now: they are gone for good. A change of addresses, address_map, allowed_cidrs or topology does so, too."},
-	}
-	answer := map[string]*framework.FieldSchema{
-		"type": stringField("Type."), "allowed_roles": listField("Roles."), "allowed_usernames": listField("Users."),
-		"address_map": mapField("Discovered to reachable."), "addresses": listField("Seeds."), "topology": stringField("Topology."),
-		"username": stringField("Admin user."), "persistence": stringField("Persistence."), "allowed_cidrs": listField("Networks."),
-		"identity": stringField("What the target is known by, whatever the connection's name."),
-	}
+	fields, answer := b.connectionFields()
 	verified := map[string]*framework.FieldSchema{
 		"summary": stringField("What was found."), "nodes": listField("Nodes that were logged in to."),
 	}
@@ -63,7 +38,7 @@ func (b *backend) pathConnections() []*framework.Path {
 			ExistenceCheck: b.connectionExists,
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ReadOperation: operation{
-					call: b.readConnection, summary: "Read a connection, without its password.", verb: "read", suffix: "connection", fields: answer, errors: []int{404},
+					call: b.readConnection, summary: "Read a connection, without its secrets.", verb: "read", suffix: "connection", fields: answer, errors: []int{404},
 				}.handler(nil),
 				logical.CreateOperation: operation{
 					call: b.writeConnection, summary: "Create a connection.", verb: "write", suffix: "connection", fields: verified, errors: []int{409}, mutating: true,
@@ -75,13 +50,9 @@ func (b *backend) pathConnections() []*framework.Path {
 					call: b.deleteConnection, summary: "Delete a connection that no role uses.", verb: "delete", suffix: "connection", none: true, errors: []int{409}, mutating: true,
 				}.handler(nil),
 			},
-			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
-			HelpSynopsis: "How the engine reaches a server with admin rights.",
-			HelpDescription: `A write logs in at every node with the admin user, unless verify_connection=false, and remembers
-who may use the connection. A partial write keeps what was not given; a write that changes addresses or
-address_map must bring the password again, or the stored one could be sent to a stranger. Nodes that roles were
-on are remembered, also while they are down: a rotation needs them. Once they are gone for good a write with
-forget_nodes=true forgets them, as does one that changes addresses, address_map, allowed_cidrs or topology.`,
+			DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis:    "How the engine reaches a server with admin rights.",
+			HelpDescription: b.connectionHelp(),
 		},
 	}
 }
@@ -118,12 +89,12 @@ func (b *backend) readConnection(ctx context.Context, _ *logical.Request, d *fra
 	if err != nil || e == nil {
 		return nil, err
 	}
-	data := map[string]any{
-		"type": e.Type, "allowed_roles": orEmpty(e.AllowedRoles), "allowed_usernames": orEmpty(e.AllowedUsernames),
-		"address_map": stringMap(e.AddressMap), "username": e.Username(), "identity": e.Identity,
-		"addresses": orEmpty(e.Redis.Addresses), "topology": e.Redis.Topology,
-		"persistence": e.Redis.Persistence, "allowed_cidrs": orEmpty(e.Redis.AllowedCIDRs),
+	t, err := b.connectionType(e.Type)
+	if err != nil {
+		return nil, err
 	}
+	data := t.describe(e)
+	data["type"], data["allowed_roles"], data["identity"] = e.Type, orEmpty(e.AllowedRoles), e.Identity
 	return &logical.Response{Data: data}, nil
 }
 
@@ -142,7 +113,7 @@ func stringMap(m map[string]string) map[string]any {
 	return out
 }
 
-func (b *backend) writeConnection(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+func (b *backend) writeConnection(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
 	unlock, err := b.holdConnection(ctx, name, b.connections.Lock)
 	if err != nil {
@@ -153,23 +124,26 @@ func (b *backend) writeConnection(ctx context.Context, _ *logical.Request, d *fr
 	if err != nil {
 		return nil, err
 	}
-	e, err := connectionFrom(before, name, d)
+	t, err := b.typeGiven(before, d)
+	if err != nil {
+		return refuse("%v", err)
+	}
+	e, err := t.connectionFrom(before, name, req, d)
 	if err != nil {
 		return refuse("%v", err)
 	}
 	resp := &logical.Response{Data: map[string]any{}}
-	var info *redis.Info
+	var info *connection.Info
 	if d.Get("verify_connection").(bool) {
-		found, err := verify(ctx, e)
-		if err != nil {
+		if info, err = b.tryConnection(ctx, e); err != nil {
 			return refuse("connection %q cannot be used: %v; nothing was stored (verify_connection=false stores it all the same)", name, err)
 		}
 		b.refreshOthers(ctx, e)
-		info, resp.Warnings = &found, found.Warnings
+		resp.Warnings = info.Warnings
 	}
 	resp.Data["summary"], resp.Data["nodes"] = found(info)
 	if before != nil {
-		more, err := b.loosened(ctx, before, e, info)
+		more, err := b.loosened(ctx, t, before, e, info)
 		if err != nil {
 			return nil, err
 		}
@@ -182,12 +156,12 @@ func (b *backend) writeConnection(ctx context.Context, _ *logical.Request, d *fr
 }
 
 // loosened says what a change of a connection gives up.
-func (b *backend) loosened(ctx context.Context, before, e *connection.Entry, info *redis.Info) ([]string, error) {
+func (b *backend) loosened(ctx context.Context, t *connectionType, before, e *connection.Entry, info *connection.Info) ([]string, error) {
 	var out []string
 	if len(before.AllowedUsernames) > 0 && len(e.AllowedUsernames) == 0 {
 		out = append(out, "allowed_usernames is empty now: roles of this connection may manage every user but admin users")
 	}
-	if before.Generation == e.Generation {
+	if !t.nodes || before.Generation == e.Generation {
 		return out, nil
 	}
 	if info == nil {
@@ -197,7 +171,7 @@ func (b *backend) loosened(ctx context.Context, before, e *connection.Entry, inf
 	err := b.engine.Store().EachRole(ctx, func(r *rotation.Role) bool {
 		if r.Connection == e.Name && r.NodesGeneration == before.Generation {
 			for _, n := range r.Nodes {
-				if !slices.ContainsFunc(info.Nodes, func(i redis.Node) bool { return i.Name == n || slices.Contains(i.Aliases, n) }) {
+				if !slices.ContainsFunc(info.Nodes, func(i connection.Node) bool { return i.Name == n || slices.Contains(i.Aliases, n) }) {
 					gone[n] = true
 				}
 			}
@@ -211,12 +185,16 @@ func (b *backend) loosened(ctx context.Context, before, e *connection.Entry, inf
 	return out, err
 }
 
-// verify looks at every node of a connection, and gives up before a client
-// does.
-func verify(ctx context.Context, e *connection.Entry) (redis.Info, error) {
+// tryConnection logs in to what a connection leads to, and gives up before a
+// client does.
+func (b *backend) tryConnection(ctx context.Context, e *connection.Entry) (*connection.Info, error) {
+	t, err := b.connectionType(e.Type)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, kind.CallTimeout)
 	defer cancel()
-	return redis.Verify(ctx, e)
+	return t.verify(ctx, e)
 }
 
 // holdConnection locks a connection.
@@ -230,122 +208,20 @@ func (b *backend) holdConnection(
 }
 
 // found says what a connection leads to; nil: it was not tried.
-func found(info *redis.Info) (summary string, nodes []string) {
+func found(info *connection.Info) (summary string, nodes []string) {
 	if info == nil {
 		return "stored without being tried", []string{}
 	}
 	nodes = make([]string, 0, len(info.Nodes))
 	for _, n := range info.Nodes {
-		switch {
-		case n.Err != nil:
-			nodes = append(nodes, n.Name+" (no answer)")
-		default:
-			nodes = append(nodes, fmt.Sprintf("%s (%s, Redis %s)", n.Name, n.Role, n.Version))
-		}
+		nodes = append(nodes, fmt.Sprintf("%s (%s)", n.Name, n.Note))
 	}
-	return info.Topology + ", " + count(len(nodes), "node"), nodes
+	return info.Summary, nodes
 }
 
 // userOf names a role that uses a connection; "" when none does.
 func (b *backend) userOf(ctx context.Context, name string) (string, error) {
 	return b.engine.Store().FirstRole(ctx, func(r *rotation.Role) bool { return r.Connection == name })
-}
-
-// connectionFrom applies what was given to what is stored, and refuses what
-// cannot be.
-func connectionFrom(before *connection.Entry, name string, d *framework.FieldData) (*connection.Entry, error) {
-	e := &connection.Entry{Name: name, Redis: &connection.Redis{Topology: "auto", Persistence: "auto"}}
-	if before != nil {
-		copied, settings := *before, *before.Redis
-		e = &copied
-		e.Redis = &settings
-	}
-	if err := setType(e, d); err != nil {
-		return nil, err
-	}
-	setStrings(d, "allowed_roles", &e.AllowedRoles)
-	setStrings(d, "allowed_usernames", &e.AllowedUsernames)
-	setStrings(d, "addresses", &e.Redis.Addresses)
-	setStrings(d, "allowed_cidrs", &e.Redis.AllowedCIDRs)
-	setString(d, "topology", &e.Redis.Topology, "auto")
-	setString(d, "persistence", &e.Redis.Persistence, "auto")
-	if v, ok := d.GetOk("address_map"); ok {
-		e.AddressMap = v.(map[string]string)
-	}
-	if forget, _ := d.Get("forget_nodes").(bool); forget || !sameEndpoint(before, e) || before.Redis.Topology != e.Redis.Topology {
-		e.Generation++
-	}
-	if before != nil && !sameEndpoint(before, e) {
-		e.Members, e.RunIDs = nil, nil // found when it is verified, at the latest when the next role is created
-	}
-	if err := setAdmin(before, e, d); err != nil {
-		return nil, err
-	}
-	if err := e.CheckPatterns(); err != nil {
-		return nil, err
-	}
-	return e, redis.ValidateConfig(e.Redis)
-}
-
-func setType(e *connection.Entry, d *framework.FieldData) error {
-	given, ok := d.GetOk("type")
-	switch {
-	case !ok && e.Type == "":
-		return fmt.Errorf("type is missing; allowed is %s", connection.TypeRedis)
-	case !ok:
-		return nil
-	case given.(string) != connection.TypeRedis:
-		return fmt.Errorf("type %.64q is not known; allowed is %s", given, connection.TypeRedis)
-	}
-	e.Type = given.(string)
-	return nil
-}
-
-// setAdmin sets the admin credential. Who changes where it is sent has to bring
-// it again.
-func setAdmin(before, e *connection.Entry, d *framework.FieldData) error {
-	password, given := d.GetOk("password")
-	username, renamed := d.GetOk("username")
-	switch {
-	case before == nil && !given:
-		return fmt.Errorf("password is missing; give the admin user's password")
-	case before != nil && !given && !sameEndpoint(before, e):
-		return fmt.Errorf("addresses, address_map or allowed_cidrs change where the stored password is sent; give its password in the same request")
-	case before != nil && !given && renamed && username.(string) != before.Username():
-		return fmt.Errorf("username changes; give its password in the same request")
-	case !given:
-		return nil
-	}
-	m := kind.Material{Username: "default", Secret: password.(string)}
-	if before != nil {
-		m.Username = before.Username()
-	}
-	if renamed && username.(string) != "" {
-		m.Username = username.(string)
-	}
-	if m.Secret == "" {
-		return fmt.Errorf("password is empty; the admin user needs one")
-	}
-	if current := e.Admin.With(version.Current); current == nil || !current.Material.Same(m) {
-		e.Admin = connection.NewAdmin(m)
-	}
-	return nil
-}
-
-func sameEndpoint(before, e *connection.Entry) bool {
-	if before == nil {
-		return false
-	}
-	if len(before.AddressMap) != len(e.AddressMap) {
-		return false
-	}
-	for k, v := range before.AddressMap {
-		if e.AddressMap[k] != v {
-			return false
-		}
-	}
-	return slices.Equal(before.Redis.Addresses, e.Redis.Addresses) &&
-		slices.Equal(before.Redis.AllowedCIDRs, e.Redis.AllowedCIDRs)
 }
 
 func setStrings(d *framework.FieldData, name string, to *[]string) {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
@@ -279,4 +280,25 @@ func TestAdminPasswordGoesOnlyWhereItWasGivenFor(t *testing.T) {
 	// Taken away is changed, too.
 	m.must("connections/cache", map[string]any{"allowed_cidrs": "127.0.0.0/8", "password": servers.RedisAdminPassword})
 	require.Equal(t, http.StatusBadRequest, m.write("connections/cache", map[string]any{"allowed_cidrs": nil}).code)
+}
+
+// Fields of one type of connection mean nothing to another: they are refused
+// with its name. Types that share a field share what may be given for it.
+func TestConnectionTypes(t *testing.T) {
+	types := connectionTypes()
+	schema := map[string]framework.FieldType{}
+	for name, f := range commonConnectionFields() {
+		schema[name] = f.Type
+	}
+	for _, ct := range types {
+		for name, f := range ct.fields {
+			known, ok := schema[name]
+			require.True(t, !ok || known == f.Type, "field %s of type %s", name, ct.name)
+			schema[name] = f.Type
+		}
+	}
+	ct := types[0]
+	req := &logical.Request{Data: map[string]any{"type": ct.name, "shoe_size": "44"}}
+	_, err := ct.connectionFrom(nil, "new", req, &framework.FieldData{Raw: req.Data, Schema: ct.fields})
+	require.ErrorContains(t, err, `field "shoe_size" is not for a connection of type `+ct.name)
 }

@@ -55,6 +55,26 @@ type Redis struct {
 	AllowedCIDRs []string `json:"allowed_cidrs,omitempty"`
 }
 
+// Info is what was found behind a connection when it was tried.
+type Info struct {
+	// Identity, Members and RunIDs become those of the Entry.
+	Identity string
+	Members  []string
+	RunIDs   []string
+	Summary  string
+	Nodes    []Node
+	// Warnings are sentences about what is wrong but does not make the connection
+	// useless.
+	Warnings []string
+}
+
+// Node is one server behind a connection.
+type Node struct {
+	Name    string
+	Aliases []string // other addresses that it answers to
+	Note    string   // what it is, or that it did not answer
+}
+
 // Admin is a connection's own credential with the state of its rotation.
 type Admin struct {
 	version.Set
