@@ -26,6 +26,8 @@ type Entry struct {
 	AllowedUsernames []string          `json:"allowed_usernames,omitempty"`
 	AddressMap       map[string]string `json:"address_map,omitempty"`
 
+	TLS TLS `json:"tls,omitzero"`
+
 	Redis *Redis `json:"redis,omitempty"`
 
 	// Admin is the credential the engine itself logs in with. It is a managed
