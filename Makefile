@@ -15,8 +15,8 @@ PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 GOLANGCI_LINT_VERSION := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
 
-# What tests start: Redis itself, and a C compiler for the race detector.
-TEST_PACKAGES := redis-server gcc libc6-dev=/usr/include/stdlib.h
+# What tests start: Redis and PostgreSQL themselves, and a C compiler for the race detector.
+TEST_PACKAGES := redis-server postgresql gcc libc6-dev=/usr/include/stdlib.h
 TEST_TIMEOUT ?= 30m
 TESTFLAGS ?=
 FUZZTIME ?= 30s
@@ -39,7 +39,7 @@ dev: needs-go ## the same servers, left running to play with
 	go build -o bin/demo ./scripts/demo && exec bin/demo -dev
 
 .PHONY: test
-test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, real Vault
+test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, real PostgreSQL, real Vault
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT CGO_ENABLED=1 && \
 	FAULT_POINTS_FILE=$$(mktemp) YEAR_FILE=$$(mktemp) && export FAULT_POINTS_FILE YEAR_FILE && trap 'rm -f "$$FAULT_POINTS_FILE" "$$YEAR_FILE"' EXIT && \
 	packages=$$(go list ./... | grep -v '/test/proof$$') && \

@@ -35,13 +35,19 @@ type process struct {
 // dies; because it watches the parent's thread and not the parent
 // (golang/go#27505), one locked goroutine starts the program and waits for it.
 func start(dir, name string, args ...string) (*process, error) {
+	return startAs(dieWithParent(), nil, dir, name, args...)
+}
+
+// startAs is start with other attributes and, unless it is nil, another
+// environment than this program's own.
+func startAs(attributes *syscall.SysProcAttr, env []string, dir, name string, args ...string) (*process, error) {
 	logFile, err := os.OpenFile(dir+"/output.log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the log of %s: %w", name, err)
 	}
 	p := &process{cmd: exec.Command(name, args...), done: make(chan struct{})}
-	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = dir, logFile, logFile
-	p.cmd.SysProcAttr = dieWithParent()
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr, p.cmd.Env = dir, logFile, logFile, env
+	p.cmd.SysProcAttr = attributes
 
 	started := make(chan error, 1)
 	go func() {

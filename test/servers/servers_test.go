@@ -154,3 +154,43 @@ func TestProcessesAreFoundWithPS(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, found)
 }
+
+func TestPostgresKeepsWhatItHasThroughAKill(t *testing.T) {
+	ctx := t.Context()
+	nodes := PostgresReplicated(t, 1, WithHBA("host all open 127.0.0.1/32 trust"))
+	n, standby := nodes[0], nodes[1]
+	require.NoError(t, n.Exec(ctx, "CREATE ROLE open LOGIN", "CREATE ROLE app LOGIN PASSWORD 'one'"))
+	require.NoError(t, n.Kill())
+	_, err := n.Text(ctx, "SELECT 1")
+	require.Error(t, err)
+	require.NoError(t, n.Start(ctx))
+	require.NoError(t, WaitPostgresReplicating(ctx, nodes))
+	for _, n := range nodes {
+		c, err := n.Login(ctx, "app", "one")
+		require.NoError(t, err)
+		require.NoError(t, c.Close(ctx))
+		_, err = n.Login(ctx, "app", "two")
+		require.Error(t, err)
+		c, err = n.Login(ctx, "open", "anything")
+		require.NoError(t, err)
+		require.NoError(t, c.Close(ctx))
+	}
+	require.NoError(t, standby.SetHBA(ctx))
+	_, err = standby.Login(ctx, "open", "anything")
+	require.Error(t, err)
+	log, err := n.Log()
+	require.NoError(t, err)
+	require.Contains(t, string(log), "CREATE ROLE app LOGIN PASSWORD 'one'")
+
+	require.NoError(t, n.Pause())
+	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	_, err = n.Text(short, "SELECT 1")
+	require.Error(t, err)
+	require.NoError(t, n.Resume())
+	_, err = n.Text(ctx, "SELECT 1")
+	require.NoError(t, err)
+	require.NoError(t, n.Stop())
+	_, err = n.Text(ctx, "SELECT 1")
+	require.Error(t, err)
+}
