@@ -67,6 +67,7 @@ func completeStrategy(spec *kind.Spec) error {
 		return nil
 	case kind.Overlap, kind.Swap:
 		return fmt.Errorf("strategy is %q: %s", spec.Strategy, why)
+	default:
 	}
 	return fmt.Errorf("strategy is %q: an api-key allows overlap (with previous_field) or swap (without)", spec.Strategy)
 }
