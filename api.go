@@ -71,6 +71,13 @@ func (o operation) handler(known map[string]*framework.FieldSchema) framework.Op
 
 // steer declares a path that acts on one role by kind and name.
 func steer(verb, synopsis, description string, more map[string]*framework.FieldSchema, call framework.OperationFunc) []*framework.Path {
+	return steerTo(rotationAnswer(), verb, synopsis, description, more, call)
+}
+
+// steerTo is steer with an answer of its own.
+func steerTo(
+	answer map[string]*framework.FieldSchema, verb, synopsis, description string, more map[string]*framework.FieldSchema, call framework.OperationFunc,
+) []*framework.Path {
 	fields := map[string]*framework.FieldSchema{"kind": kindField, "name": nameField}
 	for k, v := range more {
 		fields[k] = v
@@ -80,7 +87,7 @@ func steer(verb, synopsis, description string, more map[string]*framework.FieldS
 		Fields:  fields,
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: operation{
-				call: call, summary: synopsis, verb: verb, suffix: "role", fields: rotationAnswer(), errors: []int{404, 409}, mutating: true,
+				call: call, summary: synopsis, verb: verb, suffix: "role", fields: answer, errors: []int{404, 409}, mutating: true,
 			}.handler(fields),
 		},
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},

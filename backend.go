@@ -96,6 +96,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathRotations(),
 			b.pathRollback(),
 			b.pathRetire(),
+			b.pathAck(),
 			b.pathReconcile(),
 			b.pathVerify(),
 			b.pathStatus(),

@@ -13,8 +13,12 @@ import (
 func (b *backend) pathRetire() []*framework.Path {
 	return steer("retire", "End the grace of a role now.",
 		`The target refuses the previous version at once, proven by refused logins. Refused with 409 before the new
-version is served. From here back leads only a new rotation: rollback/.`,
-		nil, b.retire)
+version is served. From here back leads only a new rotation: rollback/. Earlier keys of a ring, which stay
+after their rotation has ended, leave it one by one: version=N says which.`,
+		map[string]*framework.FieldSchema{
+			"version":         {Type: framework.TypeInt64, Description: "Earlier key of a ring that is to leave it; the only one by default."},
+			"idempotency_key": idempotencyField,
+		}, b.retire)
 }
 
 func (b *backend) retire(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -22,7 +26,11 @@ func (b *backend) retire(ctx context.Context, req *logical.Request, d *framework
 	if err != nil {
 		return nil, err
 	}
-	id, err := b.engine.Retire(ctx, r.Name)
+	number := int(d.Get("version").(int64))
+	if number < 0 {
+		return refuse("version is %d; give the number of an earlier key, as roles/%s shows it", number, r.Name)
+	}
+	id, err := b.engine.Retire(ctx, r.Name, number, rotation.Request{RequestedBy: requester(req), Keys: requestKeys(req, d)})
 	if err != nil {
 		return nil, err
 	}

@@ -104,7 +104,7 @@ func applySchedule(r *rotation.Role, c rotation.Config, req *logical.Request, d 
 	if err := schedule.Validate(*s); err != nil {
 		return err
 	}
-	if err := schedule.CheckGap(*s, rotation.Longest(r.Grace(c))); err != nil {
+	if err := schedule.CheckGap(*s, r.Longest(c)); err != nil {
 		return err
 	}
 	if err := checkApart(r); err != nil {

@@ -23,6 +23,9 @@ func advice(r *Role) string {
 	switch {
 	case run.Back || run.Recall != "":
 		return "it is on its way back; " + waits
+	case run.Phase == Check:
+		return fmt.Sprintf("consumers have until %s to read what it published; wait until it has ended, or take it back with cancel/%s",
+			run.CheckUntil.UTC().Format(time.RFC3339), run.Rotation)
 	case run.Phase == Grace:
 		return fmt.Sprintf("it is in its grace period until %s; end it now with retire/%s/%s, or take it back with cancel/%s",
 			run.GraceUntil.UTC().Format(time.RFC3339), r.Kind, r.Name, run.Rotation)

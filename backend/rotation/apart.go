@@ -35,7 +35,7 @@ const apartPause = time.Minute
 // that failed before, or a reconcile, changed nothing: a role that keeps
 // failing must not keep another from its rotation.
 func (r *Role) lastChange() time.Time {
-	if last := r.LastRun; last != nil && last.State == Completed && last.Trigger != Reconcile && last.At.After(r.LastRotation) {
+	if last := r.LastRun; last != nil && last.State == Completed && last.Trigger != Reconcile && last.Trigger != Retirement && last.At.After(r.LastRotation) {
 		return last.At
 	}
 	return r.LastRotation

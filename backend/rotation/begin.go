@@ -467,11 +467,13 @@ func (st *Store) dropOpen(ctx context.Context, id string) error {
 	return st.s.Delete(ctx, openKey(id))
 }
 
-// newest returns the version that a rollback brings back: the newest that is
-// retired and holds something else than what is served.
+// newest returns the version that a rollback brings back: the newest that was
+// replaced and holds something else than what is served. Keys of a ring may still
+// be in it.
 func newest(r *Role) *version.Version {
 	for _, v := range slices.Backward(r.Versions) {
-		if v.Stage == version.Retired && !r.Served(v.Material) {
+		replaced := v.Stage == version.Retired || r.ring() && v.Stage == version.Previous && !v.TakenBack
+		if replaced && !r.Served(v.Material) {
 			return &v
 		}
 	}

@@ -184,6 +184,8 @@ func (d *decider) decide() step {
 		return step{act: generate}
 	case Apply, Test:
 		return d.apply()
+	case Check:
+		return d.check()
 	case Grace:
 		return d.grace()
 	case Retire:
@@ -199,6 +201,8 @@ func (d *decider) preflight() step {
 	switch {
 	case run.Recall != "":
 		return d.event(recall, run.Recall)
+	case d.role.announces() && d.role.crowded() != "":
+		return d.event(bad, d.role.crowded())
 	case d.targetless:
 		return d.event(done, "")
 	case d.facts.finding == nil:
@@ -334,6 +338,8 @@ func (d *decider) apply() step {
 		return d.event(bad, run.Doomed)
 	case run.Recall != "" && !d.facts.permit:
 		return d.event(recall, run.Recall)
+	case d.role.announces():
+		return d.announce()
 	case d.targetless:
 		return d.promote(nil)
 	case run.Trigger == Reconcile && d.unsent():
@@ -376,19 +382,23 @@ func (d *decider) promote(v *verdict) step {
 	}
 	next := d.role.clone()
 	d.learn(next, v)
-	next.advance(done, d.now) // apply → test
-	next.advance(done, d.now) // test → promote
+	for next.Run.Phase != Promote {
+		next.advance(done, d.now)
+	}
 	next.Promote(d.now)
 	next.LastRotation = d.now
 	d.serveSlot(next)
 	run := next.Run
 	run.Promoted = true
 	run.rest()
-	if grace := next.Grace(d.config); graceful(next.Spec.Strategy, run.Trigger) && grace > 0 {
+	if grace := next.Grace(d.config); next.graceful() && grace > 0 {
 		run.GraceUntil = d.now.Add(grace)
 	}
+	if next.ring() {
+		next.dateKeys(d.now)
+	}
 	next.advance(done, d.now) // promote → publish
-	if next.Document != "" {
+	if next.publishes() {
 		return step{act: store, next: next}
 	}
 	return d.afterPublish(next)
@@ -400,12 +410,15 @@ func (d *decider) publish() step {
 	run := d.role.Run
 	switch {
 	case run.Recall != "" && d.role.returnable():
-		return d.promoteBack()
-	case !d.facts.published:
+		return d.takeBack(run.Recall)
+	case !d.facts.published && d.role.Document != "":
 		return step{act: show}
 	}
 	next := d.role.clone()
 	next.Run.rest()
+	if next.ring() && run.Back {
+		next.date(run.To, d.now)
+	}
 	switch {
 	case run.Retired:
 		return d.endAs(next, Completed, nil)
@@ -416,9 +429,21 @@ func (d *decider) publish() step {
 	return d.afterPublish(next)
 }
 
-// afterPublish leaves the publish phase forwards: into grace, or past it.
+// afterPublish leaves the publish phase forwards: into check, grace, or past it.
 func (d *decider) afterPublish(next *Role) step {
-	next.advance(done, d.now) // publish → grace
+	if run := next.Run; run.GraceUntil.After(d.now) {
+		run.GraceUntil = d.now.Add(next.Grace(d.config)) // consumers read of it only now
+		next.date(run.From, d.now)
+	}
+	next.advance(done, d.now) // publish → grace, or check
+	if next.Run.Phase == Check {
+		return d.startCheck(next)
+	}
+	return d.afterGrace(next)
+}
+
+// afterGrace goes on from the beginning of grace, which may be its end.
+func (d *decider) afterGrace(next *Role) step {
 	if next.Run.GraceUntil.After(d.now) {
 		return step{act: store, next: next}
 	}
@@ -440,7 +465,7 @@ func (d *decider) grace() step {
 	run := d.role.Run
 	switch {
 	case run.Recall != "":
-		return d.promoteBack()
+		return d.takeBack(run.Recall)
 	case run.Reapply:
 		return d.reapply()
 	case run.RetireNow || !d.now.Before(run.GraceUntil):
@@ -507,18 +532,29 @@ func (d *decider) retired(v *verdict) step {
 	return step{act: store, next: next}
 }
 
-// promoteBack serves the previous material again, under a new number. Both
-// stay accepted; what failed is refused after that, last of all.
-func (d *decider) promoteBack() step {
+// takeBack turns back what is shown. Where the new version was promoted, the
+// previous material is served again, under a new number. Both stay accepted; what
+// failed is refused after that, last of all.
+func (d *decider) takeBack(reason string) step {
 	next := d.role.clone()
 	run := next.Run
-	reason := run.Recall
-	next.mark(d.now, "serving the previous material again: "+reason)
-	next.PromoteBack(run.Rotation, d.now)
-	next.LastRotation = d.now
+	switch {
+	case run.Ahead:
+		next.mark(d.now, "the next key is taken back: "+reason)
+		next.Discard(false, d.now)
+	case next.ring():
+		next.mark(d.now, "the previous key is used again: "+reason)
+		next.PromoteRingBack(run.Rotation, d.now)
+		next.dateKeys(d.now)
+		next.LastRotation = d.now
+	default:
+		next.mark(d.now, "serving the previous material again: "+reason)
+		next.PromoteBack(run.Rotation, d.now)
+		next.LastRotation = d.now
+	}
 	next.advance(recall, d.now) // → publish, on the way back
 	run.Error = clip(reason)
-	if next.Document != "" {
+	if next.publishes() {
 		run.rest()
 		return step{act: store, next: next}
 	}
@@ -706,7 +742,7 @@ func (d *decider) doom(err error) step {
 // event follows the transition table out of the current phase.
 func (d *decider) event(on event, reason string) step {
 	run := d.role.Run
-	l, ok := follow(run, on)
+	l, ok := d.role.follow(on)
 	if !ok {
 		return d.retry(fmt.Errorf("%s", reason), on)
 	}
@@ -757,7 +793,7 @@ func (run *Run) rest() {
 
 // advance follows the transition table; the caller knows that the row exists.
 func (r *Role) advance(on event, now time.Time) {
-	l, ok := follow(r.Run, on)
+	l, ok := r.follow(on)
 	if !ok {
 		panic(fmt.Sprintf("no transition from %s by %s", r.Run.Phase, on))
 	}
@@ -767,6 +803,7 @@ func (r *Role) advance(on event, now time.Time) {
 	r.Run.Phase = l.To
 	r.Run.Back = r.Run.Back || l.ToBack
 	r.Run.Retired = r.Run.Retired || l.ToRetired
+	r.Run.Ahead = l.ToAhead
 	r.Run.Deadline = time.Time{}
 	if !r.Run.Back && (l.To != Publish || r.Document != "") {
 		r.mark(now, string(l.To))
@@ -836,6 +873,10 @@ func healBackoff(next *Role, before *Drift) time.Duration {
 
 // conclude records as refused what has been proven refused.
 func (d *decider) conclude(next *Role) {
+	if next.ring() {
+		d.concludeRing(next)
+		return
+	}
 	if next.Run.Back {
 		if v := next.Get(next.Run.To); v != nil && !next.Run.Adopted {
 			next.MarkRefused(v.Material, d.now)
@@ -889,7 +930,7 @@ func (d *decider) stillDrifted(next *Role, ended *Run, reason string) {
 
 func (d *decider) settleSchedule(next *Role, ended *Run, state State, reason string) {
 	switch {
-	case ended.Trigger == Reconcile:
+	case ended.Trigger == Reconcile, ended.Trigger == Retirement:
 	case state == Completed:
 		next.Failures, next.RetryAt, next.Suspended = 0, time.Time{}, ""
 	case ended.Promoted:

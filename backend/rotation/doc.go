@@ -5,7 +5,12 @@
 //	               └──────────┴── any failure before retire ────────┴──→ rolling back
 //
 // Publish has the role's document show what is served; a role without one does
-// not stop there.
+// not stop there. Key rings take more steps, because consumers hold several keys:
+//
+//	… → test → publish → check → promote → publish → check → grace → retire → publish
+//
+// The next key is shown first and used when everybody has had the time to read it
+// (ring.go).
 //
 // Two facts are kept apart and never folded into one flag: which material a
 // target accepts, which is always probed and never only remembered, and which

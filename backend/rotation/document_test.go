@@ -36,6 +36,11 @@ func (w *world) noteDocument(name string, value []byte) {
 		}
 	}
 	w.doc = next
+	for _, r := range w.roles {
+		if r.ring() {
+			w.noteShown(r)
+		}
+	}
 }
 
 // checkDocument: what the document shows of a role is one of its promoted
@@ -48,6 +53,10 @@ func (w *world) checkDocument() {
 	for _, r := range w.roles {
 		secret, ok := w.doc.Body[r.Field]
 		if !ok || r.Document == "" {
+			continue
+		}
+		if r.ring() {
+			w.checkShownRing(r, secret)
 			continue
 		}
 		if user := w.doc.Body[r.UsernameField]; user != r.Spec.Username {

@@ -244,7 +244,7 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 	slices.Sort(names)
 	roles, bad := e.st.roles(ctx, names)
 	var begin []*Role
-	var heal []string
+	var heal, leave []string
 	for i, r := range roles {
 		if err := bad[names[i]]; err != nil {
 			e.o.Logger.Warn("a role that is due cannot be read; trying again", "role", names[i], "error", err)
@@ -256,6 +256,8 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 			begin = append(begin, r)
 		case Reconcile:
 			heal = append(heal, r.Name)
+		case Retirement:
+			leave = append(leave, r.Name)
 		default: // nothing of it is due
 		}
 	}
@@ -267,6 +269,9 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 		if err := e.beginQuietly(ctx, Request{Trigger: Scheduled, Roles: names}); err != nil {
 			return err
 		}
+	}
+	if err := e.beginQuietly(ctx, Request{Trigger: Retirement, Roles: leave, Reason: "earlier keys are outdated"}); err != nil {
+		return err
 	}
 	return e.beginQuietly(ctx, Request{
 		Trigger: Reconcile, Roles: heal, Reason: "nodes that were passed over are tried again",
@@ -307,6 +312,9 @@ func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now ti
 		}
 		e.due.again(name, look)
 		return ""
+	}
+	if at := r.retireAt(); !at.IsZero() && !at.After(now) {
+		return Retirement
 	}
 	// What is passed over is stored before anything that follows is served.
 	if ok, moved, _ := schedule.Due(r.Schedule, r.Name, r.Next, now); !ok || !moved.IsZero() {

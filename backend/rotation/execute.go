@@ -322,7 +322,11 @@ func (e *Engine) publishRole(r *Role) error {
 	if err := e.st.settle(ctx); err != nil {
 		return err
 	}
-	return e.o.Publish(ctx, r.view())
+	v, err := r.view(e.o.Kind(r.Kind))
+	if err != nil {
+		return err
+	}
+	return e.o.Publish(ctx, v)
 }
 
 // documentLock keeps the locks of documents apart from those of roles, whose
@@ -546,6 +550,9 @@ func criteria(before *Role, s step) []Criterion {
 	r, run := s.next, s.ended
 	if run.Trigger == Reconcile {
 		return []Criterion{{Name: "the target accepts the current version and nothing else", Met: s.state == Completed && len(run.Missed) == 0, Detail: nodesDetail(r, run)}}
+	}
+	if r.ring() {
+		return ringCriteria(r, run)
 	}
 	refused := 0
 	for _, v := range r.Versions {

@@ -58,6 +58,8 @@ type Part struct {
 	State   State  `json:"state,omitempty"`
 	Phase   Phase  `json:"phase,omitempty"`
 	Error   string `json:"error,omitempty"`
+	// Until is when consumers have had the time to read what was published.
+	Until time.Time `json:"until,omitzero"`
 }
 
 // Served reports whether the new version is served and only the end of the
@@ -74,6 +76,8 @@ func (p Part) Line() string {
 		s += fmt.Sprintf("version %d, promoted", p.Version)
 	case p.State == Completed:
 		s += fmt.Sprintf("version %d, completed", p.Version)
+	case !p.Until.IsZero():
+		s += fmt.Sprintf("version %d, published; consumers have until %s to read it", p.Version, p.Until.UTC().Format(time.RFC3339))
 	case p.State == "":
 		s += "not started"
 	case p.Phase != "" && !p.State.Ended():
@@ -213,9 +217,13 @@ func (st *Store) part(ctx context.Context, id string, p Part) (Part, error) {
 
 func livePart(r *Role) Part {
 	run := r.Run
-	return Part{
+	p := Part{
 		Role: r.Name, Kind: r.Kind, Version: run.To, State: run.state(), Phase: run.Phase, Error: run.Error,
 	}
+	if run.Phase == Check && !run.Back {
+		p.Until = run.CheckUntil
+	}
+	return p
 }
 
 // Summarize derives the state of a rotation from its parts.

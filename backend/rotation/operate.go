@@ -177,15 +177,25 @@ func (r *Role) inherit(old *Role) *kind.Material {
 	}
 	current := old.With(version.Current)
 	r.Versions = slices.Clone(old.Versions)
+	if r.ring() && old.Spec.Algorithm == r.Spec.Algorithm {
+		r.inheritRing(time.Now())
+		return materialOf(current)
+	}
 	for i := range r.Versions {
-		if r.Versions[i].Stage == version.Current || r.Versions[i].Stage == version.Previous || r.Versions[i].Stage == version.Pending {
-			r.Versions[i].Stage = version.Retired
+		switch v := &r.Versions[i]; v.Stage {
+		case version.Current, version.Previous, version.Pending, version.Next:
+			v.Stage = version.Retired
+		default: // it is where it was
 		}
 	}
-	if current == nil {
+	return materialOf(current)
+}
+
+func materialOf(v *version.Version) *kind.Material {
+	if v == nil {
 		return nil
 	}
-	return &current.Material
+	return &v.Material
 }
 
 // precheck asks the target, without changing anything, what a rotation of r
@@ -481,31 +491,77 @@ func (e *Engine) cancelParts(ctx context.Context, h *Header, reason string) []er
 	return errs
 }
 
-// Retire ends the grace of a role now. ended is false when there is nothing to
-// retire.
-func (e *Engine) Retire(ctx context.Context, name string) (id string, err error) {
+// Retire ends the grace of a role now, or takes an earlier key out of its ring:
+// number, or the only one there is. id is "" when there is nothing to retire.
+func (e *Engine) Retire(ctx context.Context, name string, number int, req Request) (id string, err error) {
+	id, h, err := e.remembered(ctx, req)
+	if h != nil || err != nil {
+		return id, err
+	}
+	var earlier *version.Version
 	err = e.change(ctx, name, func(r *Role) error {
-		run := r.Run
-		switch {
-		case run == nil:
-			return errNoRun
-		case !run.Back && (run.Phase == Retire || run.Retired):
-			id = run.Rotation
-			return nil
-		case run.Back || run.Phase != Grace:
-			return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
-				"rotation %s of role %q is in phase %s; only a rotation whose checks have passed can retire the previous version",
-				run.Rotation, name, run.Phase)}
+		if r.Run != nil {
+			id = r.Run.Rotation
+			return retireRun(r, number)
 		}
-		id = run.Rotation
-		run.RetireNow = true
-		r.mark(time.Now(), "retire was asked for")
-		return nil
+		if !r.ring() {
+			return errNoRun
+		}
+		v, why := r.takenOut(number)
+		if why != "" {
+			return &Conflict{Text: why}
+		}
+		earlier = v
+		return errNoRun
 	})
-	if errors.Is(err, errNoRun) {
+	switch {
+	case err == nil:
+		return id, e.remember(ctx, req, id)
+	case !errors.Is(err, errNoRun):
+		return "", err
+	case earlier == nil:
 		return "", nil
 	}
-	return id, err
+	req.Trigger, req.Roles, req.Source = Retirement, []string{name}, earlier.Number
+	if h, err = e.Begin(ctx, req); err != nil {
+		return "", err
+	}
+	return h.ID, nil
+}
+
+// retireRun has a run in its grace period retire the previous version now.
+func retireRun(r *Role, number int) error {
+	run := r.Run
+	switch {
+	case number != 0 && number != run.From:
+		return busy(r)
+	case !run.Back && (run.Phase == Retire || run.Retired):
+		return nil
+	case run.Back || run.Phase != Grace:
+		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
+			"rotation %s of role %q is in phase %s; only a rotation whose checks have passed can retire the previous version",
+			run.Rotation, r.Name, run.Phase)}
+	}
+	run.RetireNow = true
+	r.mark(time.Now(), "retire was asked for")
+	return nil
+}
+
+// Acknowledge records that nothing needs an earlier key of a ring any more: what
+// it encrypted has been encrypted anew.
+func (e *Engine) Acknowledge(ctx context.Context, name string, number int) error {
+	return e.change(ctx, name, func(r *Role) error {
+		v := r.Get(number)
+		switch {
+		case v == nil:
+			return fmt.Errorf("version %d of role %q: %w", number, name, ErrNotFound)
+		case v.Stage == version.Current || v.Stage == version.Next || v.Stage == version.Pending:
+			return &Conflict{Text: fmt.Sprintf("version %d of role %q is %s, and encrypts or soon will; rotate first, and acknowledge it when it is an earlier one", number, name, v.Stage)}
+		case v.Acked.IsZero():
+			v.Acked = time.Now().UTC()
+		}
+		return nil
+	})
 }
 
 // ReconcileRole applies again what the target should accept. During a grace

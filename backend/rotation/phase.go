@@ -6,8 +6,9 @@ import "github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 type Phase string
 
 // The phases, in order. Publish comes again after retire, and on the way back
-// before the target refuses what failed. Sync, restart and check come between
-// publish and grace once consumers exist.
+// before the target refuses what failed. Key rings publish and check twice: what
+// comes next first, and what is current once it was promoted. Sync and restart
+// come before check once consumers exist.
 const (
 	Preflight Phase = "preflight" // read-only: could it succeed?
 	Generate  Phase = "generate"  // new material, stored as pending
@@ -15,6 +16,7 @@ const (
 	Test      Phase = "test"      // a fresh login proves it at every node
 	Promote   Phase = "promote"   // one write: pending is served
 	Publish   Phase = "publish"   // the role's document shows what is served
+	Check     Phase = "check"     // consumers have had the time to read it
 	Grace     Phase = "grace"     // previous is still accepted
 	Retire    Phase = "retire"    // the target refuses previous, proven
 )
@@ -29,6 +31,8 @@ const (
 	Scheduled Trigger = "schedule"
 	Rollback  Trigger = "rollback"
 	Reconcile Trigger = "reconcile"
+	// Retirement takes earlier keys out of a ring.
+	Retirement Trigger = "retire"
 )
 
 // State is what a rotation, or a role's part in one, is doing or has come to.
@@ -72,6 +76,7 @@ const (
 	done   event = "done"   // what the phase is for is proven
 	bad    event = "bad"    // a definite bad result, or the deadline has passed
 	recall event = "recall" // somebody asked to cancel or to roll back
+	kept   event = "kept"   // the previous key stays until it is retired by itself
 )
 
 // leg is a row of the transition table: in phase From (on the way back when
@@ -81,12 +86,15 @@ type leg struct {
 	Back bool
 	// Retired: only current is accepted any more; what is left is to say so.
 	Retired bool
-	On      event
-	To      Phase
+	// Ahead: the next key is shown, and not used yet.
+	Ahead bool
+	On    event
+	To    Phase
 	// ToBack: from here the rotation goes back, and never forward again.
 	ToBack bool
 	// ToRetired: the previous version has been proven refused.
 	ToRetired bool
+	ToAhead   bool
 	End       State
 }
 
@@ -136,14 +144,58 @@ var reconcileTransitions = []leg{
 	{From: Test, On: recall, End: Cancelled},
 }
 
+// ringTransitions are those of key rings: the next key is published, and
+// consumers have had the time to read it, before it is promoted.
+var ringTransitions = []leg{
+	{From: Preflight, On: done, To: Generate},
+	{From: Preflight, On: bad, End: Failed},
+	{From: Preflight, On: recall, End: Cancelled},
+	{From: Generate, On: done, To: Apply},
+	{From: Generate, On: bad, End: Failed},
+	{From: Generate, On: recall, End: Cancelled},
+	{From: Apply, On: done, To: Test}, // no server holds keys
+	{From: Apply, On: recall, To: Apply, ToBack: true},
+	{From: Test, On: done, To: Publish, ToAhead: true},
+	{From: Publish, Ahead: true, On: done, To: Check, ToAhead: true},
+	{From: Publish, Ahead: true, On: recall, To: Publish, ToBack: true},
+	{From: Check, Ahead: true, On: done, To: Promote},
+	{From: Check, Ahead: true, On: recall, To: Publish, ToBack: true},
+	{From: Promote, On: done, To: Publish},
+	{From: Publish, On: done, To: Check},
+	{From: Publish, On: recall, To: Publish, ToBack: true}, // promotes back first
+	{From: Check, On: done, To: Grace},
+	{From: Check, On: recall, To: Publish, ToBack: true}, // promotes back first
+	{From: Grace, On: done, To: Retire},
+	{From: Grace, On: kept, End: Completed},
+	{From: Grace, On: recall, To: Publish, ToBack: true}, // promotes back first
+	{From: Retire, On: done, To: Publish, ToRetired: true},
+	{From: Publish, Retired: true, On: done, End: Completed},
+	{From: Publish, Back: true, On: done, To: Apply},
+	{From: Apply, Back: true, On: done, End: RolledBack},
+}
+
+// retireTransitions are for earlier keys that leave their ring.
+var retireTransitions = []leg{
+	{From: Preflight, On: done, To: Retire},
+	{From: Preflight, On: bad, End: Failed},
+	{From: Preflight, On: recall, End: Cancelled},
+	{From: Retire, On: done, To: Publish, ToRetired: true},
+	{From: Publish, Retired: true, On: done, End: Completed},
+}
+
 // follow returns the row for an event, and whether there is one.
-func follow(run *Run, on event) (leg, bool) {
-	table := transitions
-	if run.Trigger == Reconcile {
+func (r *Role) follow(on event) (leg, bool) {
+	run, table := r.Run, transitions
+	switch {
+	case run.Trigger == Reconcile:
 		table = reconcileTransitions
+	case run.Trigger == Retirement:
+		table = retireTransitions
+	case r.announces():
+		table = ringTransitions
 	}
 	for _, l := range table {
-		if l.From == run.Phase && l.Back == run.Back && l.Retired == run.Retired && l.On == on {
+		if l.From == run.Phase && l.Back == run.Back && l.Retired == run.Retired && l.Ahead == run.Ahead && l.On == on {
 			return l, true
 		}
 	}
@@ -151,6 +203,6 @@ func follow(run *Run, on event) (leg, bool) {
 }
 
 // graceful reports whether previous material stays accepted after promotion.
-func graceful(s kind.Strategy, trigger Trigger) bool {
-	return s == kind.Overlap && trigger != Create
+func (r *Role) graceful() bool {
+	return r.Spec.Strategy != kind.Swap && r.Run.Trigger != Create
 }

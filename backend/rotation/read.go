@@ -116,10 +116,14 @@ func (e *Engine) WaitAll(ctx context.Context, h *Header, until Until) {
 	}
 }
 
-// Longest is how long a rotation may take with a grace period: the least time
-// between two scheduled ones.
-func Longest(grace time.Duration) time.Duration {
-	return grace + preflightTimeout + credentialTimeout
+// Longest is how long a rotation of the role may take: the least time between two
+// scheduled ones.
+func (r *Role) Longest(c Config) time.Duration {
+	longest := r.Grace(c) + preflightTimeout + credentialTimeout
+	if r.ring() {
+		longest += 2 * r.Spec.PropagationDelay
+	}
+	return longest
 }
 
 // Line prints a criterion.

@@ -82,7 +82,9 @@ type Run struct {
 	Back bool `json:"back,omitempty"`
 	// Retired: previous has been proven refused, and what is left of the run is
 	// to publish that.
-	Retired bool   `json:"retired,omitempty"`
+	Retired bool `json:"retired,omitempty"`
+	// Ahead: the next key of a ring is shown, and not used yet.
+	Ahead  bool   `json:"ahead,omitempty"`
 	Recall  string `json:"recall,omitempty"` // who asked to go back, in words
 	// Doomed is why the run gives up as soon as what it sent can no longer land.
 	Doomed string `json:"doomed,omitempty"`
@@ -100,6 +102,8 @@ type Run struct {
 	Started    time.Time `json:"started"`
 	Deadline   time.Time `json:"deadline,omitzero"` // of the phase
 	GraceUntil time.Time `json:"grace_until,omitzero"`
+	// CheckUntil is when every consumer has read what was published.
+	CheckUntil time.Time `json:"check_until,omitzero"`
 	RetireNow  bool      `json:"retire_now,omitempty"`
 	Reapply    bool      `json:"reapply,omitempty"` // reconcile during grace
 
@@ -231,7 +235,7 @@ func (run *Run) state() State {
 		return RollingBack
 	case run.Phase == Grace && !run.Reapply:
 		return InGrace
-	case run.Tries > 0:
+	case run.Tries > 0, run.Phase == Check:
 		return Waiting
 	}
 	return Running
@@ -242,7 +246,7 @@ func (run *Run) state() State {
 // there is no grace, retiring follows at once and is one of them.
 func (run *Run) settled() bool {
 	graceOver := run.Phase == Retire && !run.GraceUntil.IsZero()
-	return run.Back || run.Phase == Grace || run.Retired || graceOver || run.Tries >= settleTries
+	return run.Back || run.Phase == Check || run.Phase == Grace || run.Retired || graceOver || run.Tries >= settleTries
 }
 
 // lane is what a role's work shares with that of others: kind and connection.
@@ -258,8 +262,13 @@ func (r *Role) user(generation int) kind.User {
 	return u
 }
 
-// Grace returns how long previous stays accepted after promotion.
+// Grace returns how long previous stays accepted after promotion. Keys that sign
+// stay as long as what they signed last; keys that encrypt until they are
+// retired, which no rotation waits for.
 func (r *Role) Grace(c Config) time.Duration {
+	if r.ring() {
+		return r.tokens()
+	}
 	if r.GracePeriod != nil {
 		return *r.GracePeriod
 	}
@@ -280,6 +289,9 @@ func (r *Role) TTL(now time.Time) (ttl time.Duration, ok bool) {
 	if r.Run != nil && !r.Run.Back && r.With(version.Pending) != nil {
 		return 0, true
 	}
+	if r.ring() { // whoever uses keys has to see the next one before it is used
+		return r.ringTTL(now), true
+	}
 	if r.Next.IsZero() {
 		return 0, false
 	}
@@ -297,6 +309,9 @@ func (r *Role) dueAt() time.Time {
 	}
 	if r.Drift != nil && len(r.Drift.Missed) > 0 && (at.IsZero() || r.Drift.RetryAt.Before(at)) {
 		at = r.Drift.RetryAt
+	}
+	if leaves := r.retireAt(); !leaves.IsZero() && (at.IsZero() || leaves.Before(at)) {
+		at = leaves
 	}
 	return at
 }
@@ -322,6 +337,13 @@ func (r *Role) NextRotations(now time.Time, n int) []time.Time {
 // PreviousServed returns the previous version while it is accepted and may be
 // handed out, and until when.
 func (r *Role) PreviousServed() (*version.Version, time.Time) {
+	if r.ring() {
+		v := r.With(version.Previous)
+		if v == nil {
+			return nil, time.Time{}
+		}
+		return v, r.leaves(v)
+	}
 	run := r.Run
 	if run == nil || run.Back || run.Phase != Grace && (run.Phase != Publish || run.Retired || run.GraceUntil.IsZero()) {
 		return nil, time.Time{}
@@ -329,20 +351,36 @@ func (r *Role) PreviousServed() (*version.Version, time.Time) {
 	return r.With(version.Previous), run.GraceUntil
 }
 
-// returnable reports whether a promoted version can be taken back: previous is
-// still accepted. With swap it is not, from apply on.
+// returnable reports whether what is shown can be taken back: previous is still
+// accepted, or what comes next is not used yet. With swap it is not, from apply
+// on.
 func (r *Role) returnable() bool {
 	run := r.Run
-	return !run.Back && !run.Retired && r.Spec.Strategy == kind.Overlap && r.With(version.Previous) != nil
+	switch {
+	case run.Back || run.Retired || run.Trigger == Create || run.Trigger == Retirement:
+		return false
+	case run.Ahead:
+		return true
+	}
+	return r.Spec.Strategy != kind.Swap && r.With(version.Previous) != nil
 }
+
+// publishes reports whether a run stops in the publish phase. Key rings do without
+// a document as well: what creds/ shows is stored before the time is counted that
+// consumers have to read it, because that write may take.
+func (r *Role) publishes() bool { return r.Document != "" || r.ring() }
 
 // view is what the role's document has to show as things stand. The field of
 // the previous value is emptied, not removed: who reads it by name finds it.
-func (r *Role) view() publish.View {
+func (r *Role) view(k kind.Kind) (publish.View, error) {
 	current := r.With(version.Current)
 	v := publish.View{Document: r.Document, Role: r.Name, Version: current.Number, Fields: map[string]string{r.Field: current.Material.Secret}}
+	v.Retired = r.Run != nil && (r.Run.Retired || r.Run.Back)
 	if r.UsernameField != "" {
 		v.Fields[r.UsernameField] = current.Material.Username
+	}
+	if r.ring() {
+		return v, r.showRing(k, v.Fields)
 	}
 	if name := r.Spec.PreviousField; name != "" {
 		v.Fields[name] = ""
@@ -350,8 +388,7 @@ func (r *Role) view() publish.View {
 			v.Fields[name] = p.Material.Secret
 		}
 	}
-	v.Retired = r.Run != nil && (r.Run.Retired || r.Run.Back)
-	return v
+	return v, nil
 }
 
 // roomy refuses a role whose entry could grow out of its limit before its run

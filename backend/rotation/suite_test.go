@@ -169,7 +169,7 @@ func scenarios() []scenario {
 }
 
 func material(role, secret string) *kind.Material {
-	return &kind.Material{Username: "u-" + role, Secret: secret}
+	return &kind.Material{Username: "u-" + role, Secret: secret, KeyID: "kid-" + secret}
 }
 
 // imported is a user that has a password the engine was not told.
@@ -235,8 +235,9 @@ func (w *world) cancel(id string) {
 }
 
 func (w *world) retire(role string) {
+	req := Request{Keys: newKeys()}
 	_ = w.do("retire", func(ctx context.Context, e *Engine) error {
-		_, err := e.Retire(ctx, role)
+		_, err := e.Retire(ctx, role, 0, req)
 		return err
 	})
 }

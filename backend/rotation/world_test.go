@@ -47,7 +47,8 @@ type world struct {
 	tampered map[string]bool // users that were changed behind the engine's back
 	inflight map[string]int  // changes of a user that may still land
 	served   map[string]kind.Material
-	backward map[string]bool // runs whose way back is stored
+	lives    map[string]map[string]*life // of keys, by role and secret
+	backward map[string]bool             // runs whose way back is stored
 
 	writeFault   fault // what the next write but writeFaultIn under a prefix meets
 	writeFaultIn int
@@ -72,6 +73,7 @@ type shape struct {
 	partial    bool
 	targetless bool
 	document   bool
+	tokens     time.Duration // of a key ring: how long what it signed is valid
 }
 
 var shapes = []shape{
@@ -80,11 +82,16 @@ var shapes = []shape{
 	{name: "targetless", strategy: kind.Overlap, targetless: true},
 	{name: "partial", strategy: kind.Overlap, nodes: 3, partial: true},
 	{name: "document", strategy: kind.Overlap, nodes: 2, document: true},
+	{name: "signing ring", strategy: kind.KeyRing, targetless: true, document: true, tokens: 20 * time.Minute},
+	{name: "encrypting ring", strategy: kind.KeyRing, targetless: true, document: true},
 	{name: "swap document", strategy: kind.Swap, nodes: 1, document: true},
 }
 
 func (s shape) kind() string {
-	if s.targetless {
+	switch {
+	case s.strategy == kind.KeyRing:
+		return "fakering"
+	case s.targetless:
 		return "fakekey"
 	}
 	return "fake"
@@ -162,6 +169,8 @@ func (w *world) launch() {
 				return fakeKind{w: w, connection: "fake"}
 			case "fakekey":
 				return fakeKind{w: w}
+			case "fakering":
+				return fakeRing{fakeKind{w: w}}
 			}
 			return nil
 		},
@@ -321,7 +330,7 @@ func (w *world) seed(name string, change func(*Role)) {
 	w.t.Helper()
 	r := w.newRole(name)
 	r.Created = time.Now()
-	r.Add(kind.Material{Username: r.Spec.Username, Secret: "m0-" + name}, "", time.Now())
+	r.Add(kind.Material{Username: r.Spec.Username, Secret: "m0-" + name, KeyID: "kid-m0-" + name}, "", time.Now())
 	r.Promote(time.Now())
 	if change != nil {
 		change(r)
@@ -357,6 +366,9 @@ func (w *world) newRole(name string) *Role {
 		if w.shape.strategy == kind.Overlap {
 			r.Spec.PreviousField = "previous-" + name
 		}
+	}
+	if w.shape.strategy == kind.KeyRing {
+		w.ringRole(r)
 	}
 	return r
 }
@@ -446,6 +458,10 @@ func (w *world) checkAtRest(r *Role) {
 	}
 	if r.Drift != nil {
 		w.violateLocked("at rest role %s is drifted: %+v", r.Name, r.Drift)
+	}
+	if r.ring() {
+		w.checkRingAtRest(r)
+		return
 	}
 	w.checkPublished(r, current.Material)
 	for _, v := range r.Versions {
@@ -604,6 +620,7 @@ func (w *world) noteWrite(key string, value []byte) {
 			r.Name = name
 			w.checkDirection(before, r)
 			w.roles[name] = r
+			w.noteKeys(r)
 		}
 	}
 	if name, ok := strings.CutPrefix(key, storage.Deleted); ok {
@@ -743,7 +760,8 @@ func (k fakeKind) Generate(_ context.Context, s kind.Spec, _ kind.Source) (kind.
 	k.w.mu.Lock()
 	defer k.w.mu.Unlock()
 	k.w.generated++
-	return kind.Material{Username: s.Username, Secret: fmt.Sprintf("m%d", k.w.generated)}, nil
+	secret := fmt.Sprintf("m%d", k.w.generated)
+	return kind.Material{Username: s.Username, Secret: secret, KeyID: "kid-" + secret}, nil
 }
 
 var (

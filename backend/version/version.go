@@ -19,8 +19,10 @@ type Stage string
 // A version is pending until it is proven at its target, current while it is
 // served, previous while it is still accepted beside the current one, and
 // retired once it was proven refused. A version that was taken back is failed.
+// The next key of a ring is shown to those who verify before it signs.
 const (
 	Pending     Stage = "pending"
+	Next        Stage = "next"
 	Current     Stage = "current"
 	Previous    Stage = "previous"
 	Retired     Stage = "retired"
@@ -40,6 +42,13 @@ type Version struct {
 	// not forgotten.
 	Refused  time.Time `json:"refused,omitzero"`
 	Rotation string    `json:"rotation,omitempty"`
+	// Of a key that stays in its ring after it was current: since when it has
+	// been another's, when it leaves by itself (zero: as its role says), since
+	// when nothing needs it any more, and whether its rotation was taken back.
+	Replaced  time.Time `json:"replaced,omitzero"`
+	RetireAt  time.Time `json:"retire_at,omitzero"`
+	Acked     time.Time `json:"acked,omitzero"`
+	TakenBack bool      `json:"taken_back,omitempty"`
 	// CopyOf is the version whose material this one carries again.
 	CopyOf int `json:"copy_of,omitempty"`
 }
@@ -90,14 +99,59 @@ func (s *Set) Add(m kind.Material, rotation string, now time.Time) int {
 	return s.Last
 }
 
-// Promote makes pending current and current previous.
-func (s *Set) Promote(now time.Time) {
-	if v := s.With(Current); v != nil {
-		v.Stage = Previous
-	}
+// Coming returns the version that is to be current: pending, or next.
+func (s *Set) Coming() *Version {
 	if v := s.With(Pending); v != nil {
+		return v
+	}
+	return s.With(Next)
+}
+
+// Promote makes the coming version current and current previous.
+func (s *Set) Promote(now time.Time) {
+	v := s.Coming()
+	if current := s.With(Current); current != nil {
+		current.Stage, current.Replaced = Previous, now
+	}
+	if v != nil {
 		v.Stage, v.Promoted = Current, now
 	}
+}
+
+// Announce makes pending the next key of its ring.
+func (s *Set) Announce() {
+	if v := s.With(Pending); v != nil {
+		v.Stage = Next
+	}
+}
+
+// Ring returns the keys of a ring, newest first: what is current, what comes
+// next, and what was current and has not left. Material that stands under two
+// numbers is one key.
+func (s *Set) Ring() []Version {
+	var out []Version
+	for _, v := range slices.Backward(s.Versions) {
+		switch v.Stage {
+		case Current, Next, Previous:
+			if !slices.ContainsFunc(out, func(o Version) bool { return o.Material.Same(v.Material) }) {
+				out = append(out, v)
+			}
+		default: // it is not in the ring
+		}
+	}
+	return out
+}
+
+// Leave takes version number out of the ring.
+func (s *Set) Leave(number int, now time.Time) {
+	v := s.Get(number)
+	if v == nil {
+		return
+	}
+	if v.Stage = Retired; v.TakenBack {
+		v.Stage = Failed
+	}
+	v.Refused = now
 }
 
 // PromoteBack serves the material of previous again, under a new number, and
@@ -120,10 +174,23 @@ func (s *Set) PromoteBack(rotation string, now time.Time) int {
 	return s.Last
 }
 
-// Discard marks pending as failed. refused says whether it is known to be
+// PromoteRingBack is PromoteBack for a ring: what was current has signed, and so
+// stays in the ring as previous.
+func (s *Set) PromoteRingBack(rotation string, now time.Time) int {
+	taken := s.With(Current)
+	number := s.PromoteBack(rotation, now)
+	if number == 0 || taken == nil {
+		return number
+	}
+	taken = s.Get(taken.Number) // the slice may have moved
+	taken.Stage, taken.Replaced, taken.TakenBack = Previous, now, true
+	return number
+}
+
+// Discard marks the coming version as failed. refused says whether it is known to be
 // accepted nowhere.
 func (s *Set) Discard(refused bool, now time.Time) {
-	if v := s.With(Pending); v != nil {
+	if v := s.Coming(); v != nil {
 		v.Stage = Failed
 		if refused {
 			v.Refused = now
@@ -141,7 +208,7 @@ func (s *Set) Served(m kind.Material) bool {
 // every version not proven refused, newest first.
 func (s *Set) Accepted() []kind.Material {
 	return s.distinct(func(v Version) bool {
-		return v.Refused.IsZero() || v.Stage == Current || v.Stage == Pending || v.Stage == Previous
+		return v.Refused.IsZero() || v.Stage == Current || v.Stage == Pending || v.Stage == Next || v.Stage == Previous
 	})
 }
 
@@ -196,7 +263,7 @@ func (s *Set) Prune(keep int) {
 
 func (s *Set) forgettable(v Version) bool {
 	switch v.Stage {
-	case Pending, Current, Previous:
+	case Pending, Next, Current, Previous:
 		return false
 	default: // whatever else may be forgotten once it is refused
 	}
