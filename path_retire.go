@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 )
 
@@ -27,7 +28,10 @@ func (b *backend) retire(ctx context.Context, req *logical.Request, d *framework
 		return nil, err
 	}
 	number := int(d.Get("version").(int64))
-	if number < 0 {
+	switch _, given := d.GetOk("version"); {
+	case given && r.Spec.Strategy != kind.KeyRing:
+		return refuse("version is for key rings, whose earlier keys leave one by one; role %q is of kind %s: leave it out", r.Name, r.Kind)
+	case given && number < 1:
 		return refuse("version is %d; give the number of an earlier key, as roles/%s shows it", number, r.Name)
 	}
 	id, err := b.engine.Retire(ctx, r.Name, number, rotation.Request{RequestedBy: requester(req), Keys: requestKeys(req, d)})
