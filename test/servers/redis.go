@@ -85,7 +85,7 @@ func StartRedis(ctx context.Context, dir string, opts ...RedisOption) (*RedisNod
 		opt(&o)
 	}
 	var lastErr error
-	for range 3 { // another program may take the port before the server does
+	for range 3 { // a program that knows nothing of our ports may take this one
 		port, err := freePort()
 		if err != nil {
 			return nil, err
@@ -97,7 +97,7 @@ func StartRedis(ctx context.Context, dir string, opts ...RedisOption) (*RedisNod
 		if lastErr = n.writeFiles(); lastErr != nil {
 			return nil, lastErr
 		}
-		if lastErr = n.Start(ctx); lastErr == nil {
+		if lastErr = n.start(ctx); lastErr == nil {
 			return n, nil
 		}
 		_ = n.Kill()
@@ -167,7 +167,9 @@ func (n *RedisNode) settings() []string {
 		`save ""`, "appendonly no", "repl-diskless-sync-delay 0", "repl-ping-replica-period 1",
 	}
 	if n.options.cluster {
-		lines = append(lines, "cluster-enabled yes", "cluster-node-timeout 2000", "cluster-config-file nodes.conf")
+		// Nobody waits for a failover, and a machine that stands still for a
+		// moment must not cause one.
+		lines = append(lines, "cluster-enabled yes", "cluster-node-timeout 5000", "cluster-config-file nodes.conf")
 	}
 	return append(lines, n.options.config...)
 }
@@ -175,8 +177,19 @@ func (n *RedisNode) settings() []string {
 func (n *RedisNode) file(name string) string { return filepath.Join(n.Dir, name) }
 
 // Start starts the server again after Stop or Kill, on the same port and with
-// the same files, and waits until it answers.
+// the same files, and waits until it answers. Where the kernel lent the port to
+// an outgoing connection meanwhile, it waits for that to end.
 func (n *RedisNode) Start(ctx context.Context) error {
+	return poll(ctx, func(ctx context.Context) error {
+		err := n.start(ctx)
+		if err != nil && !strings.Contains(n.lastLog(), "Address already in use") {
+			return &fatalError{err}
+		}
+		return err
+	})
+}
+
+func (n *RedisNode) start(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.proc != nil && n.proc.running() {

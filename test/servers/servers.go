@@ -22,8 +22,10 @@ import (
 	"time"
 )
 
-// readyWithin bounds how long a server may take until it answers.
-const readyWithin = 20 * time.Second
+// readyWithin bounds how long a server may take until it answers. It is long: a
+// machine that is busy with other things starts six of them slowly, and no test
+// waits for it where a server is well.
+const readyWithin = time.Minute
 
 // process is one running program, known by its process id alone.
 type process struct {
@@ -142,29 +144,70 @@ type fatalError struct{ error }
 // The range lies below the ports that the kernel hands out for outgoing
 // connections, so that a server finds its port free again after a restart, and
 // leaves room for a second port 10000 above (the bus of a Redis cluster).
+//
+// Tests of several packages run at the same time, and while a server is down its
+// port is free to anybody. So each program takes ports from blocks of its own,
+// and holds a block by listening on its first port, which ends with the program.
 const (
 	firstPort = 15000
 	lastPort  = 21999
+	blockSize = 100
 )
 
-var (
-	portsMu sync.Mutex
-	issued  = map[int]bool{}
-)
+var ports = portBlocks{}
+
+// portBlocks is what a program may still take ports from.
+type portBlocks struct {
+	mu   sync.Mutex
+	held []net.Listener
+	left []int // of the newest block
+}
+
+// take returns a port that no other program takes, and that this one did not
+// take before.
+func (b *portBlocks) take() (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.left) == 0 {
+		if err := b.hold(); err != nil {
+			return 0, err
+		}
+	}
+	port := b.left[0]
+	b.left = b.left[1:]
+	return port, nil
+}
+
+// hold takes one more block.
+func (b *portBlocks) hold() error {
+	const blocks = (lastPort + 1 - firstPort) / blockSize
+	for _, i := range rand.Perm(blocks) {
+		first := firstPort + i*blockSize
+		l, err := net.Listen("tcp", loopback(first))
+		if err != nil {
+			continue
+		}
+		b.held = append(b.held, l) // until the program ends
+		for port := first + 1; port < first+blockSize; port++ {
+			b.left = append(b.left, port)
+		}
+		return nil
+	}
+	return fmt.Errorf("every block of loopback ports from %d to %d is held; end other tests first", firstPort, lastPort)
+}
 
 // freePort returns a loopback port that is free, together with the one 10000
-// above it, and that this program was not given before.
+// above it, and stays this program's own.
 func freePort() (int, error) {
-	portsMu.Lock()
-	defer portsMu.Unlock()
-	for range 1000 {
-		port := firstPort + rand.IntN(lastPort-firstPort)
-		if !issued[port] && isFree(port) && isFree(port+10000) {
-			issued[port] = true
+	for {
+		port, err := ports.take()
+		if err != nil {
+			return 0, err
+		}
+		if isFree(port) && isFree(port+10000) {
 			return port, nil
 		}
 	}
-	return 0, errors.New("no free loopback port was found")
 }
 
 func isFree(port int) bool {

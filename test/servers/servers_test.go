@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -67,13 +69,14 @@ func TestProxyFaults(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, p.Close()) }()
 
+	const long, short = readyWithin, 200 * time.Millisecond
 	stop := p.Capture()
-	require.NoError(t, ping(p.Addr()))
+	require.NoError(t, ping(p.Addr(), long))
 	require.Contains(t, string(stop()), "PING")
 
 	p.SetLatency(30*time.Millisecond, 30*time.Millisecond)
 	before := time.Now()
-	require.NoError(t, ping(p.Addr()))
+	require.NoError(t, ping(p.Addr(), long))
 	require.GreaterOrEqual(t, time.Since(before), 60*time.Millisecond)
 
 	for name, fault := range map[string]func(){
@@ -83,19 +86,20 @@ func TestProxyFaults(t *testing.T) {
 		"connections died": func() { p.Cut(true) },
 	} {
 		p.Heal()
-		require.NoError(t, ping(p.Addr()))
+		require.NoError(t, ping(p.Addr(), long))
 		fault()
-		require.Error(t, ping(p.Addr()), name)
+		require.Error(t, ping(p.Addr(), short), name)
 	}
 }
 
-func ping(addr string) error {
-	c, err := net.DialTimeout("tcp", addr, time.Second)
+func ping(addr string, within time.Duration) error {
+	deadline := time.Now().Add(within)
+	c, err := net.DialTimeout("tcp", addr, within)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	if err := c.SetDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+	if err := c.SetDeadline(deadline); err != nil {
 		return err
 	}
 	if _, err := c.Write([]byte("PING\r\n")); err != nil {
@@ -106,25 +110,48 @@ func ping(addr string) error {
 }
 
 func TestPollKeepsTheReason(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	reason, tries := errors.New("still loading"), 0
-	err := poll(ctx, func(ctx context.Context) error {
-		tries++
-		if tries < 3 {
-			return reason
-		}
-		<-ctx.Done()
-		return ctx.Err()
-	})
-	require.Equal(t, reason, err)
-	require.Equal(t, 3, tries)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		reason, tries := errors.New("still loading"), 0
+		err := poll(ctx, func(ctx context.Context) error {
+			tries++
+			if tries < 3 {
+				return reason
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		require.Equal(t, reason, err)
+		require.Equal(t, 3, tries)
 
-	tries = 0
-	ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	require.Equal(t, reason, poll(ctx, func(context.Context) error { tries++; return reason }))
-	require.LessOrEqual(t, tries, 6, "10, 20, 40, 80, 100 ms")
+		tries = 0
+		ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		require.Equal(t, reason, poll(ctx, func(context.Context) error { tries++; return reason }))
+		require.Equal(t, 6, tries, "after 10, 20, 40, 80, 100 ms")
+	})
+}
+
+// Several programs take ports at the same time, each from blocks of its own.
+func TestPortsAreTakenOnce(t *testing.T) {
+	var one, other portBlocks
+	t.Cleanup(func() {
+		for _, l := range slices.Concat(one.held, other.held) {
+			_ = l.Close()
+		}
+	})
+	taken := map[int]bool{}
+	for range 2 * blockSize {
+		for _, b := range []*portBlocks{&one, &other} {
+			port, err := b.take()
+			require.NoError(t, err)
+			require.False(t, taken[port], port)
+			require.Greater(t, port, firstPort)
+			require.LessOrEqual(t, port, lastPort)
+			taken[port] = true
+		}
+	}
 }
 
 // What macOS has instead of /proc finds the same processes.

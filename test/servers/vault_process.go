@@ -171,7 +171,7 @@ func killAll(pids []int, reaped bool) error {
 			return fmt.Errorf("killing process %d: %w", pid, err)
 		}
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(readyWithin)
 	for _, pid := range pids {
 		for {
 			state, err := processState(pid)
@@ -179,7 +179,7 @@ func killAll(pids []int, reaped bool) error {
 				break
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("process %d is still there 10 s after SIGKILL", pid)
+				return fmt.Errorf("process %d is still there %s after SIGKILL", pid, readyWithin)
 			}
 			time.Sleep(time.Millisecond)
 		}

@@ -42,7 +42,7 @@ func TestVaultOnDiskSurvivesKills(t *testing.T) {
 		require.Eventually(t, func() bool {
 			left, err := v.pluginProcesses()
 			return err == nil && len(left) == 0
-		}, 10*time.Second, 50*time.Millisecond, "a plugin ends by itself when its vault is gone")
+		}, readyWithin, 50*time.Millisecond, "a plugin ends by itself when its vault is gone")
 		require.NoError(t, v.Restart(ctx))
 		config, err := v.Client().Logical().ReadWithContext(ctx, "harmonyflow/config")
 		require.NoError(t, err)
