@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
@@ -381,7 +382,7 @@ func TestRequestsWhileRotating(t *testing.T) {
 		r := m.send(request{op: c.op, path: c.path, data: c.data})
 		require.Equal(t, http.StatusConflict, r.code, "%s: %s", c.path, r.message)
 		require.Contains(t, r.message, c.says)
-		require.Less(t, time.Since(began), 2*time.Second, "%s waits for a target that hangs", c.path)
+		require.Less(t, time.Since(began), kind.CallTimeout/2, "%s waits for a target that hangs", c.path)
 	}
 	require.Equal(t, password(0), m.creds("app")["password"], "reads never wait")
 	p.Heal()

@@ -5,7 +5,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -85,8 +84,12 @@ func TestRefusalThatCannotBeSaved(t *testing.T) {
 	m.adopt("app", "cache", 0, nil)
 	r := m.must("rotate/redis/app", nil)
 	restore := readOnly(t, server)
-	time.AfterFunc(time.Second, restore)
+	m.b.answerWithin = shortly
 	m.write("retire/redis/app", nil)
+	m.until(id(r), func(rotation.State) bool {
+		return strings.Contains(fmt.Sprint(m.read("rotations/"+id(r)).data), "cannot save its users with ACL SAVE")
+	})
+	restore()
 	d := m.ended(id(r))
 	require.Equal(t, string(rotation.Completed), d["state"])
 	require.Contains(t, fmt.Sprint(d), "cannot save its users with ACL SAVE", "it was tried again")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 )
 
 // silent is a target that never answers. A stubborn one does not even when its
@@ -72,7 +73,8 @@ func plainRole(t *testing.T, e *Engine, name string) {
 }
 
 func TestStartAndStopInAnyOrder(t *testing.T) {
-	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	before := goleak.IgnoreCurrent()
+	defer func() { require.NoError(t, leaks.Find(before)) }()
 	for _, order := range []string{"", "S", "SS", "X", "XS", "XX", "SX", "SSXX", "SXSX", "TXT"} {
 		e := plainEngine(silent{})
 		for _, c := range order {

@@ -14,10 +14,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 )
 
 var (
@@ -37,7 +36,7 @@ func TestMain(m *testing.M) {
 		}
 	}
 	if code == 0 {
-		if err := goleak.Find(); err != nil {
+		if err := leaks.Find(); err != nil {
 			fmt.Println(err)
 			code = 1
 		}

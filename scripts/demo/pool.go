@@ -109,7 +109,7 @@ func (p *pool) verdict() error {
 
 // moved waits until every client has logged in with version v or a newer one.
 func (p *pool) moved(ctx context.Context, v int64) error {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	return until(ctx, func() (bool, error) {
 		if err := p.verdict(); err != nil {

@@ -315,7 +315,7 @@ func (p *performance) crashWithoutServer(ctx context.Context) error {
 // caught waits until the rotation is seen to be in the middle: nodes have the
 // new password already, and it is not served.
 func (p *performance) caught(ctx context.Context, old credential) (id string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 8*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	err = until(ctx, func() (bool, error) {
 		n, err := p.redis.passwords(ctx, 0, "app")
@@ -360,7 +360,7 @@ func (p *performance) kill() error {
 
 // finish waits until the rotation has promoted, which nobody helps it with.
 func (p *performance) finish(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	reader := p.vault.Client().Logical()
 	return until(ctx, func() (bool, error) {

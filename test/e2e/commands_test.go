@@ -23,7 +23,7 @@ import (
 )
 
 // commandTimeout bounds one command; Vault itself gives up after 90 s.
-const commandTimeout = 2 * time.Minute
+const commandTimeout = 5 * time.Minute
 
 // call is one use of a command in a script.
 type call struct {
@@ -378,12 +378,12 @@ func rememberSecrets(_ context.Context, c call) error {
 	return nil
 }
 
-// eventually: eventually [-within 30s] [-stdout REGEXP] [!] COMMAND...
+// eventually: eventually [-within 1m] [-stdout REGEXP] [!] COMMAND...
 func eventually(repeatable map[string]command) command {
 	return func(ctx context.Context, c call) error {
 		flags := flag.NewFlagSet("eventually", flag.ContinueOnError)
 		flags.SetOutput(c.out)
-		within := flags.Duration("within", 30*time.Second, "how long to go on")
+		within := flags.Duration("within", time.Minute, "how long to go on")
 		pattern := flags.String("stdout", "", "what the command must print in the end")
 		if err := flags.Parse(c.args); err != nil {
 			return err
@@ -398,7 +398,7 @@ func eventually(repeatable map[string]command) command {
 			args = args[1:]
 		}
 		if len(args) == 0 || repeatable[args[0]] == nil {
-			return errors.New("usage: eventually [-within 30s] [-stdout REGEXP] [!] vault|redis ARGS...")
+			return errors.New("usage: eventually [-within 1m] [-stdout REGEXP] [!] vault|redis ARGS...")
 		}
 		ctx, cancel := context.WithTimeout(ctx, *within)
 		defer cancel()

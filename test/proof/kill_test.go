@@ -98,7 +98,7 @@ var moments = []string{
 // and a random bit later.
 func (k *killing) run(t *testing.T, kill func(context.Context) error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	random := rand.New(rand.NewPCG(uint64(*seed), 0))
 	t.Logf("moments of kills come from -proof.seed=%d", *seed)
@@ -180,7 +180,7 @@ func servedNumber(r *rotation.Role) int {
 // were looked at.
 func (k *killing) awaitProgress(ctx context.Context) error {
 	began := time.Now()
-	err := until(ctx, time.Minute, func(ctx context.Context) error {
+	err := until(ctx, 3*time.Minute, func(ctx context.Context) error {
 		sum, err := k.served(ctx)
 		if err == nil && sum <= k.seen {
 			err = errors.New("no rotation goes on")
@@ -194,7 +194,7 @@ func (k *killing) awaitProgress(ctx context.Context) error {
 // awaitIdle returns when every rotation has ended. It only reads: what was
 // interrupted ends by itself.
 func (k *killing) awaitIdle(ctx context.Context) error {
-	return until(ctx, 3*time.Minute, func(ctx context.Context) error {
+	return until(ctx, 5*time.Minute, func(ctx context.Context) error {
 		data, err := k.read(ctx, "status")
 		if err != nil {
 			return err
@@ -294,7 +294,7 @@ func (k *killing) accepted(ctx context.Context) (map[string]map[string][]string,
 
 // checkServed logs in at every node with what creds/ serves.
 func (k *killing) checkServed(ctx context.Context, role string) (refusal string, err error) {
-	err = until(ctx, time.Minute, func(ctx context.Context) error {
+	err = until(ctx, 3*time.Minute, func(ctx context.Context) error {
 		refusal = ""
 		at := time.Now()
 		data, err := k.read(ctx, "creds/"+role)

@@ -18,12 +18,14 @@ const (
 	poolRotations = 100
 	poolRoles     = 5
 	poolClients   = 40
-	poolRate      = 200 // logins a second, of all clients together
+	poolRate      = 200  // logins a second, of all clients together
+	poolLogins    = 8000 // at least, however slow the machine is: rotations go on until then
 	poolGrace     = 2 * time.Second
 )
 
 // TestNoLoginIsRefused keeps a pool of clients logging in anew, 200 times a
-// second over a cluster of six, through a hundred rotations of their passwords.
+// second over a cluster of six, through a hundred rotations of their passwords
+// (through more, where they are slower than that).
 // A client reads creds/ with a token that may do nothing else, again whenever
 // half a grace period has passed, as the documentation tells it to.
 func TestNoLoginIsRefused(t *testing.T) {
@@ -51,12 +53,14 @@ func TestNoLoginIsRefused(t *testing.T) {
 
 	began := time.Now()
 	var rotations errgroup.Group
+	var rotated atomic.Int64
 	for _, name := range names {
 		rotations.Go(func() error {
-			for range poolRotations / poolRoles {
+			for n := 0; n < poolRotations/poolRoles || pool.logins.Load() < poolLogins; n++ {
 				if err := m.rotateWhole(ctx, name); err != nil {
 					return err
 				}
+				rotated.Add(1)
 			}
 			return nil
 		})
@@ -71,11 +75,13 @@ func TestNoLoginIsRefused(t *testing.T) {
 	require.NoError(t, err)
 	figure(t, "%d rotations, %d logins, %d refused", counts["completed"], pool.logins.Load(), pool.refused.Load())
 	rate := float64(pool.logins.Load()) / took.Seconds()
-	t.Logf("%.0f logins a second for %.0f s; clients read creds/ %d times", rate, took.Seconds(), pool.reads.Load())
+	t.Logf("%.0f logins a second for %.0f s; clients read creds/ %d times; %d logins came too late to count",
+		rate, took.Seconds(), pool.reads.Load(), pool.late.Load())
 	require.NoError(t, errors.Join(pool.problems...))
 	require.Zero(t, pool.refused.Load())
-	require.Equal(t, poolRotations, counts["completed"])
-	require.Greater(t, rate, 0.75*poolRate, "the clients were too slow for this to show anything")
+	require.EqualValues(t, rotated.Load(), counts["completed"])
+	require.GreaterOrEqual(t, counts["completed"], poolRotations)
+	require.Less(t, pool.late.Load(), pool.logins.Load()/100, "the clients were too slow for this to show anything")
 }
 
 // rotateWhole rotates a role and waits until its previous password was retired
@@ -86,7 +92,7 @@ func (m *mount) rotateWhole(ctx context.Context, role string) error {
 		return err
 	}
 	id := data["rotation_id"].(string)
-	return until(ctx, time.Minute, func(ctx context.Context) error {
+	return until(ctx, 3*time.Minute, func(ctx context.Context) error {
 		data, err := m.read(ctx, "rotations/"+id)
 		if err == nil && data["state"] != "completed" {
 			err = fmt.Errorf("rotation %s of %s: %v", id, role, data)
@@ -99,6 +105,7 @@ func (m *mount) rotateWhole(ctx context.Context, role string) error {
 type pool struct {
 	addrs                  []string
 	logins, refused, reads atomic.Int64
+	late                   atomic.Int64 // see work
 	mu                     sync.Mutex
 	problems               []error
 }
@@ -130,6 +137,12 @@ func (c *poolClient) work(ctx context.Context) {
 		}
 		// A login that has begun is finished: the password it sent counts.
 		err := login(context.WithoutCancel(ctx), c.pool.addrs[rand.IntN(len(c.pool.addrs))], c.credential)
+		if errors.Is(err, errRefused) && time.Since(c.readAt) > poolGrace {
+			// The machine kept the client from sending what it had read for longer
+			// than it is promised to be accepted.
+			c.pool.late.Add(1)
+			continue
+		}
 		c.pool.logins.Add(1)
 		if err != nil {
 			c.pool.refused.Add(1)

@@ -173,7 +173,7 @@ func (r *recording) look(t *testing.T, paths ...string) {
 
 func (r *recording) settle(t *testing.T) {
 	t.Helper()
-	require.NoError(t, until(t.Context(), time.Minute, func(ctx context.Context) error {
+	require.NoError(t, until(t.Context(), 3*time.Minute, func(ctx context.Context) error {
 		data, err := r.read(ctx, "status")
 		if err == nil && len(data["running"].([]any)) > 0 {
 			err = fmt.Errorf("still running: %v", data["running"])

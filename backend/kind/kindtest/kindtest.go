@@ -344,7 +344,7 @@ func hangingTargetReturnsByDeadline(t *testing.T, h Harness) {
 		findings := h.Target.Preflight(within(t, patience), []kind.User{s.User})
 		took := time.Since(began)
 		fault.off()
-		require.Less(t, took, 3*patience+2*time.Second, name)
+		require.Less(t, took, 3*patience+kind.CallTimeout, name)
 		mustBeUnavailable(t, out[0])
 		require.Error(t, answers[0].Err, name)
 		require.Error(t, findings[0].Err, name)
@@ -399,7 +399,7 @@ func oneNodeOfSeveralHangs(t *testing.T, h Harness) {
 // one is named in the answers: promotion is blocked by it.
 func (h Harness) withoutLast(t *testing.T, s *subject) {
 	t.Helper()
-	const patience = 2 * time.Second
+	const patience = kind.CallTimeout // as the engine has
 	out := h.Target.Change(within(t, patience), []kind.Change{h.both(*s)})
 	require.NoError(t, out[0].Err)
 	require.Len(t, out[0].Nodes, len(h.Nodes), "a node that died still counts")

@@ -10,15 +10,15 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/kindtest"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 func TestContract(t *testing.T) {
 	slow := servers.WithConfig("slowlog-log-slower-than 0", "slowlog-max-len 1024")
