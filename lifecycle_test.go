@@ -147,16 +147,16 @@ func TestCleanBeforeInitialize(t *testing.T) {
 
 // TestNothingIsLeftRunning is not parallel: it counts goroutines.
 func TestNothingIsLeftRunning(t *testing.T) {
+	server := servers.Redis(t, users(1))
 	before := goleak.IgnoreCurrent()
 	m := newMount(t)
-	server := servers.Redis(t, users(1))
 	m.connect("cache", server.Addr, nil)
 	m.adopt("app", "cache", 0, map[string]any{"rotation_period": "24h"})
 	m.must("rotate/redis/app", nil)
 	m.must("roles/token", map[string]any{"kind": "api-key"})
 	m.must("rotate/all", nil)
 	m.b.Cleanup(context.Background())
-	require.NoError(t, leaks.Find(before, goleak.IgnoreTopFunction("os/exec.(*Cmd).Wait"), goleak.IgnoreAnyFunction("github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers.start.func1")))
+	require.NoError(t, leaks.Find(before))
 }
 
 // TestInitializeAndPeriodicReturnAtOnce: Vault holds locks while it calls them.
