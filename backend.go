@@ -24,6 +24,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/vault"
 )
 
 var _ logical.Factory = Factory
@@ -34,6 +35,7 @@ type backend struct {
 	storage     *storage.Fenced
 	connections *connection.Store
 	documents   *publish.Documents
+	vaults      *vault.Clients
 	engine      *rotation.Engine
 	kinds       []kindEntry
 	// connectionTypes is the registry of that name.
@@ -68,6 +70,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 	b.storage = storage.Fence(conf.StorageView)
 	b.connections = connection.NewStore(b.storage)
 	b.documents = publish.NewDocuments(b.storage)
+	b.vaults = vault.New(b.connections.Must, conf.Logger)
 	b.engine = rotation.New(rotation.Options{
 		Storage:    b.storage,
 		Logger:     conf.Logger,
@@ -114,6 +117,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 // interrupted is found in the background.
 func (b *backend) initialize(context.Context, *logical.InitializationRequest) error {
 	b.engine.Tick() //nolint:contextcheck // what it starts outlives the call
+	b.renewTokens() //nolint:contextcheck // as above
 	return nil
 }
 
@@ -121,13 +125,22 @@ func (b *backend) initialize(context.Context, *logical.InitializationRequest) er
 // process was killed.
 func (b *backend) periodic(context.Context, *logical.Request) error {
 	b.engine.Tick() //nolint:contextcheck // what it starts outlives the call
+	b.renewTokens() //nolint:contextcheck // as above
 	return nil
+}
+
+// renewTokens keeps the tokens of connections alive, on the node that uses them.
+func (b *backend) renewTokens() {
+	if b.active() {
+		b.vaults.Renew(b.connections.All)
+	}
 }
 
 func (b *backend) clean(context.Context) {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	err := b.engine.Stop(ctx) //nolint:contextcheck // the context that Vault gives ends when it likes
+	b.vaults.Close(ctx)       //nolint:contextcheck // as above
 	b.storage.Close(ctx)      //nolint:contextcheck // as above
 	if err != nil {
 		b.Logger().Warn(err.Error())

@@ -29,6 +29,7 @@ type Entry struct {
 	TLS TLS `json:"tls,omitzero"`
 
 	Redis *Redis `json:"redis,omitempty"`
+	Vault *Vault `json:"vault,omitempty"`
 
 	// Admin is the credential the engine itself logs in with. It is a managed
 	// credential like any other: several versions exist while it is rotated.
@@ -215,7 +216,11 @@ func (e *Entry) Administers(username string) bool {
 
 // CheckPatterns refuses globs that could never match.
 func (e *Entry) CheckPatterns() error {
-	for field, patterns := range map[string][]string{"allowed_roles": e.AllowedRoles, "allowed_usernames": e.AllowedUsernames} {
+	lists := map[string][]string{"allowed_roles": e.AllowedRoles, "allowed_usernames": e.AllowedUsernames}
+	if e.Vault != nil {
+		lists["allowed_publish_paths"] = e.Vault.AllowedPublishPaths
+	}
+	for field, patterns := range lists {
 		for _, p := range patterns {
 			if _, err := path.Match(p, ""); err != nil {
 				return fmt.Errorf("%s holds %q, which is no glob; use names, or * and ? within them", field, p)
