@@ -27,7 +27,7 @@ const PluginName = "vault-plugin-secrets-harmonyflow"
 const DefaultMount = "harmonyflow"
 
 const (
-	vaultStartTimeout = 60 * time.Second
+	vaultStartTimeout = 2 * time.Minute
 	vaultStopTimeout  = 15 * time.Second
 )
 
@@ -82,8 +82,6 @@ type Vault struct {
 // StartVault starts a Vault that is ready to use: unsealed, audited, the plugin
 // registered and, unless told otherwise, mounted. The caller stops it.
 func StartVault(options VaultOptions) (_ *Vault, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*vaultStartTimeout)
-	defer cancel()
 	v := &Vault{options: options}
 	defer func() {
 		if err != nil {
@@ -93,6 +91,10 @@ func StartVault(options VaultOptions) (_ *Vault, err error) {
 	if err := v.prepare(); err != nil {
 		return nil, err
 	}
+	// Not before the plugin is built: on a machine that never did, that takes
+	// minutes.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*vaultStartTimeout)
+	defer cancel()
 	if err := v.listen(ctx); err != nil {
 		return nil, err
 	}
