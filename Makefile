@@ -15,8 +15,8 @@ PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64
 GOLANGCI_LINT_VERSION := v2.15.0
 GOVULNCHECK_VERSION := v1.9.0
 
-# What tests start: Redis and PostgreSQL themselves, and a C compiler for the race detector.
-TEST_PACKAGES := redis-server postgresql gcc libc6-dev=/usr/include/stdlib.h
+# What tests start: Redis, PostgreSQL and RabbitMQ themselves, and a C compiler for the race detector.
+TEST_PACKAGES := redis-server postgresql rabbitmq-server gcc libc6-dev=/usr/include/stdlib.h
 TEST_TIMEOUT ?= 30m
 TESTFLAGS ?=
 FUZZTIME ?= 30s

@@ -7,6 +7,7 @@ package connection
 import (
 	"fmt"
 	"net/netip"
+	"net/url"
 	"path"
 	"slices"
 
@@ -18,6 +19,9 @@ import (
 // cluster.
 const TypeRedis = "redis"
 
+// TypeRabbitMQ is a connection to a RabbitMQ: one broker, or a cluster.
+const TypeRabbitMQ = "rabbitmq"
+
 // Entry is a stored connection.
 type Entry struct {
 	Name             string            `json:"name"`
@@ -28,8 +32,9 @@ type Entry struct {
 
 	TLS TLS `json:"tls,omitzero"`
 
-	Redis *Redis `json:"redis,omitempty"`
-	Vault *Vault `json:"vault,omitempty"`
+	Redis    *Redis    `json:"redis,omitempty"`
+	Vault    *Vault    `json:"vault,omitempty"`
+	RabbitMQ *RabbitMQ `json:"rabbitmq,omitempty"`
 
 	// Admin is the credential the engine itself logs in with. It is a managed
 	// credential like any other: several versions exist while it is rotated.
@@ -56,6 +61,24 @@ type Redis struct {
 	Topology     string   `json:"topology"`    // auto, standalone, cluster
 	Persistence  string   `json:"persistence"` // auto, acl-save, config-rewrite, none
 	AllowedCIDRs []string `json:"allowed_cidrs,omitempty"`
+}
+
+// RabbitMQ is what a connection of type rabbitmq has beyond the common fields.
+type RabbitMQ struct {
+	ManagementURLs []string `json:"management_urls"`
+	AMQPURLs       []string `json:"amqp_urls,omitempty"` // empty: as the brokers say themselves
+	VHosts         []string `json:"vhosts,omitempty"`    // empty: those that a user may use
+}
+
+// Hosts are where the management URLs lead.
+func (r *RabbitMQ) Hosts() []string {
+	var out []string
+	for _, text := range r.ManagementURLs {
+		if u, err := url.Parse(text); err == nil {
+			out = append(out, u.Host)
+		}
+	}
+	return out
 }
 
 // Info is what was found behind a connection when it was tried.
@@ -188,6 +211,9 @@ func (e *Entry) names() []string {
 		for _, a := range e.Redis.Addresses {
 			out = append(out, e.Reach(a))
 		}
+	}
+	if e.RabbitMQ != nil {
+		out = append(out, e.RabbitMQ.Hosts()...)
 	}
 	return out
 }
