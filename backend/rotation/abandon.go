@@ -21,6 +21,8 @@ func advice(r *Role) string {
 	waits := fmt.Sprintf("read rotations/%s and wait until it has ended; if its target is gone for good, "+
 		"delete roles/%s with abandon=true", run.Rotation, r.Name)
 	switch {
+	case r.asked():
+		return fmt.Sprintf("a new version has been asked for, which nobody can take back; read rotations/%s and wait until it has ended", run.Rotation)
 	case run.Back || run.Recall != "":
 		return "it is on its way back; " + waits
 	case run.Phase == Check:
@@ -93,6 +95,9 @@ func (e *Engine) Abandon(ctx context.Context, name, reason string) error {
 
 func mayAbandon(r *Role, now time.Time) error {
 	run := r.Run
+	if r.asked() {
+		return busy(r)
+	}
 	if !abandonable(run) && run.Recall != "" {
 		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
 			"rotation %s of role %q is being stopped; try again in a minute", run.Rotation, r.Name)}

@@ -42,6 +42,9 @@ const (
 	show     // the document
 	store    // Put the next state
 	finish   // the run has ended: store the outcome
+	look     // Keeper.Look
+	turn     // Keeper.Turn; its attempt is stored
+	limit    // Keeper.Limit; its attempt is stored
 )
 
 // step is a decision.
@@ -69,6 +72,11 @@ type facts struct {
 	// published is set when the role's document shows what it should.
 	published bool
 	permit    bool // the stored attempt is this worker's own and not used yet
+
+	// Of secrets that another server keeps.
+	sight   *kind.Sight
+	turned  *kind.Turned
+	limited *kind.Turned
 }
 
 // unsaved is why a call does not count, although a fresh login shows that it was
@@ -154,6 +162,9 @@ func (d *decider) decide() step {
 	run := d.role.Run
 	if run == nil {
 		return step{}
+	}
+	if d.role.kept() {
+		return d.keep()
 	}
 	// A change that was sent by somebody who did not come back may still land:
 	// neither ask nor change anything before it no longer can.

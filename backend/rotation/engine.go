@@ -26,6 +26,9 @@ type Options struct {
 	// Target returns the target of a role's kind behind a connection. It is
 	// not called for kinds without a connection type.
 	Target func(kindName, connection string) kind.Target
+	// Keeper returns the server behind a connection that keeps the secrets of a
+	// kind of strategy Kept.
+	Keeper func(kindName, connection string) kind.Keeper
 	// Generation returns how often a connection was written; see
 	// connection.Entry.Generation.
 	Generation func(ctx context.Context, connection string) (int, error)

@@ -173,7 +173,10 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	e.inspect(by[inspect])
 	e.call(by[call])
 	e.probe(by[probe])
-	there := slices.Concat(by[inspect], by[call], by[probe])
+	e.look(by[look])
+	e.turn(by[turn])
+	e.limit(by[limit])
+	there := slices.Concat(by[inspect], by[call], by[probe], by[look], by[turn], by[limit])
 	return append(live, there...), len(there) > 0
 }
 
@@ -548,6 +551,9 @@ func sparse[T any](list []T, most int) []T {
 // criteria lists what a rotation has to show, and what was seen of it.
 func criteria(before *Role, s step) []Criterion {
 	r, run := s.next, s.ended
+	if r.kept() {
+		return keptCriteria(r, run, s.state)
+	}
 	if run.Trigger == Reconcile {
 		return []Criterion{{Name: "the target accepts the current version and nothing else", Met: s.state == Completed && len(run.Missed) == 0, Detail: nodesDetail(r, run)}}
 	}

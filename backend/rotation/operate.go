@@ -154,7 +154,7 @@ func (e *Engine) newRole(ctx context.Context, c Creation, h *Header) (*Role, err
 	}
 	initial := c.Initial
 	if t != nil {
-		if left := r.inherit(t.Role); initial == nil && !c.Overwrite {
+		if left := r.inherit(t.Role); initial == nil && !c.Overwrite && !r.kept() {
 			initial = left
 		}
 	}
@@ -253,7 +253,7 @@ const documentTarget = "document:"
 func (r *Role) claims() []Claim {
 	var out []Claim
 	if r.Target != "" {
-		out = append(out, Claim{Role: r.Name, Target: r.Target, Username: r.Spec.Username})
+		out = append(out, Claim{Role: r.Name, Target: r.Target, Username: r.Spec.Owns()})
 	}
 	if r.Document != "" {
 		for _, field := range []string{r.Field, r.UsernameField, r.Spec.PreviousField} {
@@ -313,7 +313,7 @@ func (e *Engine) bury(ctx context.Context, r *Role) error {
 // sameUser reports whether r and other are about the same user, so that the
 // material of one tells what the other's target may accept.
 func (r *Role) sameUser(other *Role) bool {
-	return other.Kind == r.Kind && other.Target == r.Target && other.Spec.Username == r.Spec.Username
+	return other.Kind == r.Kind && other.Target == r.Target && other.Spec.Owns() == r.Spec.Owns()
 }
 
 func (e *Engine) remove(ctx context.Context, r *Role) error {
@@ -361,6 +361,8 @@ func (e *Engine) RollBack(ctx context.Context, name string, req Request) (id str
 	var back *version.Version
 	err = e.change(ctx, name, func(r *Role) error {
 		switch {
+		case r.kept():
+			return noWayBack(r)
 		case h != nil && (r.Run == nil || r.Run.Rotation != h.ID || slices.Contains(req.keys(), h.Request)):
 			return errRepeated // it has ended, or is what this very request started
 		case r.Run != nil:
@@ -404,6 +406,9 @@ func recallRun(r *Role, reason string) error {
 	run := r.Run
 	if run.Back || run.Recall != "" {
 		return nil // it is on its way
+	}
+	if r.asked() {
+		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf("role %q is in rotation %s: ", r.Name, run.Rotation) + advice(r)}
 	}
 	if run.Phase == Retire || run.Phase == Publish && !r.returnable() {
 		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
@@ -574,6 +579,8 @@ func (e *Engine) ReconcileRole(ctx context.Context, name string, req Request) (i
 	err = e.change(ctx, name, func(r *Role) error {
 		run := r.Run
 		switch {
+		case r.kept():
+			return nothingToApply(r)
 		case run == nil && r.With(version.Current) == nil:
 			return &Conflict{Text: fmt.Sprintf("role %q has no current version to apply", name)}
 		case run == nil:

@@ -187,6 +187,8 @@ var retireTransitions = []leg{
 func (r *Role) follow(on event) (leg, bool) {
 	run, table := r.Run, transitions
 	switch {
+	case r.kept():
+		table = keptTransitions
 	case run.Trigger == Reconcile:
 		table = reconcileTransitions
 	case run.Trigger == Retirement:

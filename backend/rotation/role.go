@@ -85,7 +85,7 @@ type Run struct {
 	Retired bool `json:"retired,omitempty"`
 	// Ahead: the next key of a ring is shown, and not used yet.
 	Ahead  bool   `json:"ahead,omitempty"`
-	Recall  string `json:"recall,omitempty"` // who asked to go back, in words
+	Recall string `json:"recall,omitempty"` // who asked to go back, in words
 	// Doomed is why the run gives up as soon as what it sent can no longer land.
 	Doomed string `json:"doomed,omitempty"`
 	// Promoted: the new material was served; only then is a way back a matter
@@ -119,7 +119,15 @@ type Run struct {
 	// Source is the version whose material a rollback brings back.
 	Source int `json:"source,omitempty"`
 
-	Missed   []string `json:"missed,omitempty"` // nodes passed over (allow_partial)
+	Missed []string `json:"missed,omitempty"` // nodes passed over (allow_partial)
+
+	// Of a secret that another server keeps; see keep.go. Before is the version that
+	// it showed before it was asked for a new one, 0 where it shows none, and Shown
+	// the newest seen since. Reply is what it answered.
+	Before int    `json:"before,omitempty"`
+	Shown  int    `json:"shown,omitempty"`
+	Reply  string `json:"reply,omitempty"`
+
 	Timeline []Moment `json:"timeline,omitempty"`
 }
 

@@ -63,7 +63,10 @@ func nobody(*world) {}
 
 func targetlessOnly(s shape) bool { return s.targetless }
 
-func scenarios() []scenario {
+func (s shape) scenarios() []scenario {
+	if s.keeper {
+		return keeperScenarios()
+	}
 	return []scenario{
 		{name: "rotate", seed: one, steps: func(w *world) { w.rotate("a"); w.idle("a") }, check: serves("a", "m1")},
 		{name: "rollback in grace", seed: one, steps: func(w *world) {
@@ -335,7 +338,7 @@ func play(t *testing.T, s shape, sc scenario, p plan) (w *world) {
 // strategy, one at a time.
 func TestFaults(t *testing.T) {
 	for _, s := range shapes {
-		for _, sc := range scenarios() {
+		for _, sc := range s.scenarios() {
 			if sc.not != nil && sc.not(s) {
 				continue
 			}
@@ -392,7 +395,7 @@ func applies(base *world, d domain, k int, f fault) bool {
 	switch name, _, _ := strings.Cut(names[k-1], " "); name {
 	case "get", "list":
 		return slices.Contains(storageReadFaults, f)
-	case "preflight", "probe":
+	case "preflight", "probe", "look":
 		return slices.Contains(lookFaults, f)
 	}
 	return true
@@ -406,7 +409,7 @@ func TestPairsOfFaults(t *testing.T) {
 			rng := rand.New(rand.NewSource(*pairSeed))
 			t.Logf("seed %d", *pairSeed)
 			end := time.Now().Add(*pairBudget)
-			rows := scenarios()
+			rows := s.scenarios()
 			for time.Now().Before(end) && !t.Failed() {
 				sc := rows[rng.Intn(len(rows))]
 				if sc.not != nil && sc.not(s) {

@@ -24,6 +24,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the traces show now to tes
 // The commands:
 //
 //	world strategy=overlap|swap|targetless nodes=2 [partial]   first of all
+//	world strategy=kept [shows]                                the same for a secret that another server keeps
 //	seed                        role a, version 1 accepted everywhere
 //	create [initial=old]        create role a; with initial, its user has that password
 //	rotate | rollback | retire | reconcile | cancel
@@ -138,11 +139,16 @@ func shapeOf(t *testing.T, words []string) shape {
 			if s.targetless {
 				s.strategy, s.nodes = kind.Overlap, 0
 			}
+			if s.keeper = s.strategy == kind.Kept; s.keeper {
+				s.nodes = 0
+			}
 		case "nodes":
 			_, err := fmt.Sscan(value, &s.nodes)
 			require.NoError(t, err)
 		case "partial":
 			s.partial = true
+		case "shows":
+			s.shows = true
 		default:
 			t.Fatalf("no such field of a world: %s", word)
 		}
@@ -200,6 +206,10 @@ func (p *player) show() string {
 		fmt.Fprintf(&out, "role a: %s\n", describe(r))
 	} else {
 		out.WriteString("no role a\n")
+	}
+	if p.w.shape.keeper {
+		h := p.w.keeper.of("a")
+		fmt.Fprintf(&out, "its server has made version %d; decrypts from version %d\n", h.newest, h.oldest)
 	}
 	for _, n := range p.w.order {
 		state := ""

@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,8 @@ type world struct {
 	inflight map[string]int  // changes of a user that may still land
 	served   map[string]kind.Material
 	lives    map[string]map[string]*life // of keys, by role and secret
-	backward map[string]bool             // runs whose way back is stored
+	keeper   keeperWorld
+	backward map[string]bool // runs whose way back is stored
 
 	writeFault   fault // what the next write but writeFaultIn under a prefix meets
 	writeFaultIn int
@@ -74,6 +76,9 @@ type shape struct {
 	targetless bool
 	document   bool
 	tokens     time.Duration // of a key ring: how long what it signed is valid
+	// keeper: another server keeps the secret, and shows the number of its version
+	// or not; see keep_test.go.
+	keeper, shows bool
 }
 
 var shapes = []shape{
@@ -85,6 +90,8 @@ var shapes = []shape{
 	{name: "signing ring", strategy: kind.KeyRing, targetless: true, document: true, tokens: 20 * time.Minute},
 	{name: "encrypting ring", strategy: kind.KeyRing, targetless: true, document: true},
 	{name: "swap document", strategy: kind.Swap, nodes: 1, document: true},
+	{name: "kept", strategy: kind.Kept, keeper: true, shows: true},
+	{name: "kept unseen", strategy: kind.Kept, keeper: true},
 }
 
 func (s shape) kind() string {
@@ -175,6 +182,7 @@ func (w *world) launch() {
 			return nil
 		},
 		Target:     func(string, string) kind.Target { return &fakeTarget{w: w, i: i} },
+		Keeper:     func(string, string) kind.Keeper { return &fakeKeeper{w: w, i: i} },
 		Generation: func(context.Context, string) (int, error) { return 0, nil },
 		Publish:    publish.NewDocuments(i.fence).Publish,
 		Active: func() bool {
@@ -332,6 +340,10 @@ func (w *world) seed(name string, change func(*Role)) {
 	r.Created = time.Now()
 	r.Add(kind.Material{Username: r.Spec.Username, Secret: "m0-" + name, KeyID: "kid-m0-" + name}, "", time.Now())
 	r.Promote(time.Now())
+	if w.shape.keeper {
+		r.Versions[0].Material = kind.Material{}
+		w.keeper.of(name).newest = 1
+	}
 	if change != nil {
 		change(r)
 	}
@@ -345,7 +357,7 @@ func (w *world) seed(name string, change func(*Role)) {
 		w.t.Fatal(err)
 	}
 	if r.Target != "" {
-		if err := storage.Put(context.Background(), &w.inner, ClaimKey(r.Target, r.Spec.Username), Claim{Role: name, Target: r.Target, Username: r.Spec.Username}, maxSmallEntry); err != nil {
+		if err := storage.Put(context.Background(), &w.inner, ClaimKey(r.Target, r.Spec.Owns()), Claim{Role: name, Target: r.Target, Username: r.Spec.Owns()}, maxSmallEntry); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -360,6 +372,9 @@ func (w *world) newRole(name string) *Role {
 	}
 	if !w.shape.targetless {
 		r.Spec.Username, r.Target = "u-"+name, "target"
+	}
+	if w.shape.keeper {
+		r.Spec.Username, r.Spec.Mount, r.Spec.Key = "", "mount", name
 	}
 	if w.shape.document { // all roles fill one
 		r.Document, r.Field, r.UsernameField = "doc", "secret-"+name, "user-"+name
@@ -619,6 +634,7 @@ func (w *world) noteWrite(key string, value []byte) {
 			}
 			r.Name = name
 			w.checkDirection(before, r)
+			w.checkKept(before, r)
 			w.roles[name] = r
 			w.noteKeys(r)
 		}
@@ -731,11 +747,14 @@ func describe(r *Role) string {
 		}
 	}
 	for _, v := range r.Versions {
-		t := fmt.Sprintf("v%d=%s/%s", v.Number, v.Material.Secret, v.Stage)
+		t := fmt.Sprintf("v%d=%s/%s", v.Number, cmp.Or(v.Material.Secret, "("+v.Evidence+")"), v.Stage)
 		if !v.Refused.IsZero() {
 			t += "/refused"
 		}
 		s = append(s, t)
+	}
+	if r.Suspended != "" {
+		s = append(s, "suspended")
 	}
 	if r.Drift != nil {
 		s = append(s, "missed="+strings.Join(r.Drift.Missed, ","))

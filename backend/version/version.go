@@ -51,6 +51,8 @@ type Version struct {
 	TakenBack bool      `json:"taken_back,omitempty"`
 	// CopyOf is the version whose material this one carries again.
 	CopyOf int `json:"copy_of,omitempty"`
+	// Evidence is what was seen of a version whose material nobody sees.
+	Evidence string `json:"evidence,omitempty"`
 }
 
 // Attempt is a change that was sent to a target and whose outcome may be
