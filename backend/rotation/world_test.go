@@ -753,9 +753,6 @@ func describe(r *Role) string {
 		}
 		s = append(s, t)
 	}
-	if r.Suspended != "" {
-		s = append(s, "suspended")
-	}
 	if r.Drift != nil {
 		s = append(s, "missed="+strings.Join(r.Drift.Missed, ","))
 	}
