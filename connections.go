@@ -42,6 +42,7 @@ func connectionTypes() []connectionType {
 	return []connectionType{
 		redisConnection(),
 		vaultConnection(),
+		rabbitmqConnection(),
 	}
 }
 
@@ -153,11 +154,14 @@ func (t *connectionType) connectionFrom(
 	return e, e.CheckPatterns()
 }
 
-// usernameField and passwordField are of types whose admin logs in with them.
+// These are of several types, whose admin logs in with a user and a password.
 var (
 	usernameField = &framework.FieldSchema{Type: framework.TypeString, Description: "Admin user."}
 	passwordField = &framework.FieldSchema{
 		Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Its password. Never read back.",
+	}
+	addressMapField = &framework.FieldSchema{
+		Type: framework.TypeKVPairs, Description: "Addresses to dial instead of discovered ones: discovered=reachable.",
 	}
 	allowedUsernamesField = &framework.FieldSchema{
 		Type: framework.TypeCommaStringSlice, Description: "Users (or globs) that roles may manage here; by default any but the connection's own.",

@@ -8,6 +8,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/apikey"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/rabbitmq"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/redis"
 )
 
@@ -23,6 +24,7 @@ func kinds() []kindEntry {
 	return []kindEntry{
 		{Kind: redis.Kind{}, open: redis.Open},
 		{Kind: apikey.Kind{}},
+		{Kind: rabbitmq.Kind{}, open: rabbitmq.Open},
 	}
 }
 

@@ -17,7 +17,7 @@ func redisConnection() connectionType {
 		name: connection.TypeRedis,
 		fields: map[string]*framework.FieldSchema{
 			"allowed_usernames": allowedUsernamesField,
-			"address_map":       {Type: framework.TypeKVPairs, Description: "Addresses to dial instead of discovered ones: discovered=reachable."},
+			"address_map":       addressMapField,
 			"addresses":         {Type: framework.TypeCommaStringSlice, Description: "Seed addresses, host:port; the other nodes are discovered."},
 			"topology":          {Type: framework.TypeString, Description: "auto (default), standalone or cluster."},
 			"username":          usernameField,

@@ -42,6 +42,8 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 	repeatable := map[string]command{
 		"vault": runVault,
 		"redis": runRedis,
+
+		"rabbitmq": runRabbitMQ,
 	}
 	all := map[string]command{
 		"redis-start":   startRedis,
@@ -49,6 +51,14 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"redis-pause":   onNode((*servers.RedisNode).Pause),
 		"redis-resume":  onNode((*servers.RedisNode).Resume),
 		"redis-restart": onNode(func(n *servers.RedisNode) error { return n.Restart(context.Background()) }),
+
+		"rabbitmq-start":      startRabbitMQ,
+		"rabbitmq-password":   setRabbitMQPassword,
+		"rabbitmq-pause":      onBroker(func(b *broker) error { return b.Pause() }),
+		"rabbitmq-resume":     onBroker(func(b *broker) error { return b.Resume() }),
+		"rabbitmq-lose-reply": onBroker(func(b *broker) error { b.http.LoseReplyTo("PUT /api/users/"); return nil }),
+		"rabbitmq-heal":       onBroker(func(b *broker) error { b.http.Heal(); return nil }),
+
 		"own-vault":     ownVault,
 		"plugin-kill":   killPlugin,
 		"vault-kill":    killVault,
@@ -70,7 +80,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 }
 
 // speaks are the commands whose silence, too, is the last output.
-var speaks = map[string]bool{"vault": true, "redis": true, "eventually": true}
+var speaks = map[string]bool{"vault": true, "redis": true, "rabbitmq": true, "eventually": true}
 
 func adapt(name string, command command) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
@@ -398,7 +408,7 @@ func eventually(repeatable map[string]command) command {
 			args = args[1:]
 		}
 		if len(args) == 0 || repeatable[args[0]] == nil {
-			return errors.New("usage: eventually [-within 1m] [-stdout REGEXP] [!] vault|redis ARGS...")
+			return errors.New("usage: eventually [-within 1m] [-stdout REGEXP] [!] vault|redis|rabbitmq ARGS...")
 		}
 		ctx, cancel := context.WithTimeout(ctx, *within)
 		defer cancel()

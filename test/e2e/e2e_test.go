@@ -57,6 +57,7 @@ type script struct {
 	vault     *servers.Vault // the shared one, or the script's own after own-vault
 	mount     string
 	redis     map[string]*servers.RedisSet
+	brokers   map[string]*broker
 	dir       string
 	variables []string // of the environment that vault is run in
 }
@@ -64,7 +65,7 @@ type script struct {
 // setUp gives a script its mount and the environment of the vault CLI.
 func (r *run) setUp(env *testscript.Env) error {
 	s := &script{
-		run: r, vault: r.shared, redis: map[string]*servers.RedisSet{}, dir: env.WorkDir,
+		run: r, vault: r.shared, redis: map[string]*servers.RedisSet{}, brokers: map[string]*broker{}, dir: env.WorkDir,
 		mount: "harmonyflow-" + strings.TrimPrefix(filepath.Base(env.WorkDir), "script-"),
 	}
 	env.Values[scriptKey{}] = s
@@ -79,6 +80,8 @@ func (r *run) setUp(env *testscript.Env) error {
 	env.Setenv("MOUNT", s.mount)
 	env.Setenv("REDIS_ADMIN", servers.RedisAdmin)
 	env.Setenv("REDIS_ADMIN_PASSWORD", servers.RedisAdminPassword)
+	env.Setenv("RABBITMQ_ADMIN", servers.RabbitMQAdmin)
+	env.Setenv("RABBITMQ_ADMIN_PASSWORD", servers.RabbitMQAdminPassword)
 	env.Setenv("VAULT_CLI_NO_COLOR", "1")
 	s.useVault(env.Setenv)
 	for _, variable := range append(env.Vars, "VAULT_FORMAT=", "VAULT_WRAP_TTL=") {
@@ -111,6 +114,9 @@ func (s *script) stop() error {
 	}
 	for _, set := range s.redis {
 		err = errors.Join(err, set.Kill())
+	}
+	for _, b := range s.brokers {
+		err = errors.Join(err, b.stop())
 	}
 	return err
 }
