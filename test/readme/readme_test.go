@@ -94,10 +94,12 @@ func newShell(t *testing.T, vault *servers.Vault) shell {
 	return shell{dir: t.TempDir(), env: append(vault.Env(), "VAULT_CLI_NO_COLOR=1")}
 }
 
-func (s shell) play(t *testing.T, redis string, all []step) {
+// play types all commands, with the address of a server instead of the one that
+// the documentation uses.
+func (s shell) play(t *testing.T, inDocs, address string, all []step) {
 	t.Helper()
 	for _, st := range all {
-		out := s.run(t, strings.ReplaceAll(st.command, redisInDocs, redis))
+		out := s.run(t, strings.ReplaceAll(st.command, inDocs, address))
 		for _, line := range st.shown {
 			require.True(t, prints(out, line), "$ %s\nis shown to print\n\t%s\nand printed\n%s", st.command, line, out)
 		}
@@ -110,7 +112,7 @@ func TestTour(t *testing.T) {
 	sh := newShell(t, vault)
 	sh.file(t, "admin.password", servers.RedisAdminPassword)
 	sh.file(t, "app.password", "first")
-	sh.play(t, redis.Addr, steps(t, "README.md"))
+	sh.play(t, redisInDocs, redis.Addr, steps(t, "README.md"))
 
 	t.Run("policy", func(t *testing.T) {
 		token, err := vault.TokenFor(t.Context(), "from-the-readme", block(t, "hcl"))
@@ -179,7 +181,7 @@ func TestRedisReference(t *testing.T) {
 			sh := newShell(t, vault)
 			sh.file(t, "admin.password", "admin")
 			sh.file(t, "app.password", "first")
-			sh.play(t, addr, steps(t, file))
+			sh.play(t, redisInDocs, addr, steps(t, file))
 		})
 	}
 }
