@@ -335,14 +335,14 @@ func TestConnectionStaysWhileARoleComesAbout(t *testing.T) {
 func TestWritesOfAConnectionThatHangs(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	server := servers.Redis(t, users(5))
+	server := servers.Redis(t, users(20))
 	address := silent(t)
 	var answered atomic.Int32
 	var waited bool
 	// The hanging ones are given up after a while, in which a machine that is
 	// busy may not get to the others: it has more tries. Where the others wait,
 	// they do so at each.
-	for try := 0; try == 0 || waited && try < 5; try++ {
+	for try := 0; try == 0 || waited && try < 20; try++ {
 		answered.Store(0)
 		var wg sync.WaitGroup
 		for range 2 {

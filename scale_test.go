@@ -97,7 +97,7 @@ func TestOneHangingTargetHarmsOnlyItself(t *testing.T) {
 	require.EqualValues(t, hanging, counts["running"].(int64)+counts["failed"].(int64))
 	require.NotZero(t, counts["running"])
 	t.Logf("a role rotates in %d ms, and in %d ms while %d roles of another connection hang", alone.Milliseconds(), beside.Milliseconds(), hanging)
-	require.Less(t, beside, max(2*time.Second, 5*alone))
+	require.Less(t, beside, max(2*time.Second, 10*alone))
 }
 
 // TestMoreRolesThanOneRotationHolds: a large request becomes several rotations
@@ -108,6 +108,7 @@ func TestMoreRolesThanOneRotationHolds(t *testing.T) {
 	m := newMount(t)
 	m.b.answerWithin = 2 * patience
 	m.must("roles/token-000", map[string]any{"kind": "api-key", "previous_field": "OLD"})
+	m.idle("token-000")
 	store := rotation.NewStore(m.storage)
 	for i := 1; i < roles; i++ {
 		r := *m.role("token-000")
@@ -130,11 +131,18 @@ func TestMoreRolesThanOneRotationHolds(t *testing.T) {
 	require.EqualValues(t, 2, m.creds("token-500")["version"])
 }
 
+// idle waits until a role's entry names no rotation: its copies must not either.
+func (m *mount) idle(role string) {
+	m.Helper()
+	require.Eventually(m, func() bool { return m.role(role).Run == nil }, patience, glance)
+}
+
 // adoptMany makes roles <name>-000, … of user-0, …: one the way users do, the
 // others as its copies in storage.
 func (m *mount) adoptMany(name, connection string, n int) {
 	m.Helper()
 	m.adopt(name+"-000", connection, 0, nil)
+	m.idle(name + "-000")
 	store := rotation.NewStore(m.storage)
 	for i := 1; i < n; i++ {
 		r := *m.role(name + "-000")
