@@ -42,10 +42,9 @@ type Former struct {
 
 // View is what a role shows in its document.
 type View struct {
-	Document string
-	Role     string
-	Version  int
-	Fields   map[string]string
+	Role    string
+	Version int
+	Fields  map[string]string
 	// Retired: what the document held before must not be read any more.
 	Retired bool
 }
@@ -69,41 +68,45 @@ func (d *Documents) List(ctx context.Context, folder string) ([]string, error) {
 	return d.s.List(ctx, storage.Document+folder)
 }
 
-// Publish makes a document show v, in one Put. Fields of other roles stay as
-// they are; a document that shows v already keeps its version.
-func (d *Documents) Publish(ctx context.Context, v View) error {
-	doc, err := d.Get(ctx, v.Document)
+// Publish makes a document show views, all of it, in one Put and so as one
+// version. Fields of other roles stay as they are; a document that shows the views
+// already keeps its version.
+func (d *Documents) Publish(ctx context.Context, name string, views []View) error {
+	doc, err := d.Get(ctx, name)
 	if err != nil {
 		return err
 	}
 	if doc == nil {
-		doc = &Document{Name: v.Document}
+		doc = &Document{Name: name}
 	}
-	next := doc.with(v, time.Now().UTC())
+	next := doc.with(views, time.Now().UTC())
 	if next == nil {
 		return nil
 	}
-	return storage.Put(ctx, d.s, storage.Document+v.Document, next, maxDocument)
+	return storage.Put(ctx, d.s, storage.Document+name, next, maxDocument)
 }
 
-// with returns the document as it has to be to show v; nil when it is so.
-func (doc *Document) with(v View, now time.Time) *Document {
-	body := maps.Clone(doc.Body)
+// with returns the document as it has to be to show views; nil when it is so.
+func (doc *Document) with(views []View, now time.Time) *Document {
+	body, shows, retired := maps.Clone(doc.Body), maps.Clone(doc.Shows), false
 	if body == nil {
 		body = map[string]string{}
 	}
-	maps.Copy(body, v.Fields)
+	if shows == nil {
+		shows = map[string]int{}
+	}
+	for _, v := range views {
+		maps.Copy(body, v.Fields)
+		shows[v.Role] = v.Version
+		retired = retired || v.Retired
+	}
 	changed := !maps.Equal(body, doc.Body)
-	stale := v.Retired && doc.Previous != nil
-	if !changed && !stale && doc.Shows[v.Role] == v.Version {
+	stale := retired && doc.Previous != nil
+	if !changed && !stale && maps.Equal(shows, doc.Shows) {
 		return nil
 	}
 	next := *doc
-	next.Shows = maps.Clone(doc.Shows)
-	if next.Shows == nil {
-		next.Shows = map[string]int{}
-	}
-	next.Shows[v.Role] = v.Version
+	next.Shows = shows
 	if changed {
 		next.Previous = nil
 		if doc.Version > 0 {
@@ -116,7 +119,7 @@ func (doc *Document) with(v View, now time.Time) *Document {
 		times := append(slices.Clone(doc.Times), now)
 		next.Times = times[max(0, len(times)-listed):]
 	}
-	if v.Retired {
+	if retired {
 		// The version before this one holds material that is refused by now.
 		next.Previous = nil
 	}

@@ -119,8 +119,9 @@ func (e *Engine) beginAs(ctx context.Context, req Request, parent, id string) (*
 		ID: id, Parent: parent, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: clip(req.Reason),
 		Started: time.Now().UTC(), Source: req.Source,
 	}
+	units := unitsOf(req.Trigger, free)
 	for _, r := range free {
-		h.Roles = append(h.Roles, Part{Role: r.Name, Kind: r.Kind})
+		h.Roles = append(h.Roles, Part{Role: r.Name, Kind: r.Kind, Unit: units[r.Name]})
 	}
 	for _, name := range req.Roles {
 		if !slices.ContainsFunc(free, func(r *Role) bool { return r.Name == name }) {
@@ -222,6 +223,7 @@ func (e *Engine) beginRoles(ctx context.Context, h *Header, roles []*Role) {
 func (e *Engine) beginRole(ctx context.Context, h *Header, r *Role) error {
 	next := r.clone()
 	next.Run = newRun(h, time.Now())
+	next.Run.Unit = h.unit(r.Name)
 	next.mark(time.Now(), string(Preflight))
 	if err := e.putRole(ctx, r, next); err != nil {
 		return err

@@ -40,6 +40,7 @@ const (
 	call     // Change; its attempt is stored
 	probe    // Probe
 	show     // the document
+	meet     // where the others of the unit stand
 	store    // Put the next state
 	finish   // the run has ended: store the outcome
 	look     // Keeper.Look
@@ -50,13 +51,14 @@ const (
 // step is a decision.
 type step struct {
 	act    act
-	until  time.Time       // wait
-	goal   goal            // call, probe
-	next   *Role           // store, finish
-	permit bool            // store: the attempt in next may be used once it is stored
-	ended  *Run            // finish: the run that ended
-	state  State           // finish
-	ask    []kind.Material // inspect, probe
+	until  time.Time        // wait
+	goal   goal             // call, probe
+	next   *Role            // store, finish
+	permit bool             // store: the attempt in next may be used once it is stored
+	ended  *Run             // finish: the run that ended
+	state  State            // finish
+	ask    []kind.Material  // inspect, probe
+	guard  func(*unit) bool // store: only if the others of the unit still stand so
 }
 
 // facts are what this worker has seen of a role's target since it read the
@@ -71,7 +73,8 @@ type facts struct {
 	earlier *kind.Outcome
 	// published is set when the role's document shows what it should.
 	published bool
-	permit    bool // the stored attempt is this worker's own and not used yet
+	unit      *unit // where the others of the unit stand
+	permit    bool  // the stored attempt is this worker's own and not used yet
 
 	// Of secrets that another server keeps.
 	sight   *kind.Sight
@@ -179,6 +182,14 @@ func (d *decider) decide() step {
 	if d.now.Before(run.RetryAt) {
 		return step{act: wait, until: run.RetryAt}
 	}
+	if d.joint() {
+		if d.facts.unit == nil {
+			return step{act: meet}
+		}
+		if s, ok := d.together(); ok {
+			return s
+		}
+	}
 	if run.Phase == Publish {
 		return d.publish()
 	}
@@ -195,13 +206,18 @@ func (d *decider) decide() step {
 		return step{act: generate}
 	case Apply, Test:
 		return d.apply()
+	case Promote: // a role that is alone does not stop here
+		if d.targetless {
+			return d.promoted(nil)
+		}
+		return d.pursue(d.applyGoal(), d.promoted) // it is long since it was tested
 	case Check:
 		return d.check()
 	case Grace:
 		return d.grace()
 	case Retire:
 		return d.retire()
-	default: // promote and publish are above, and nothing else is stored
+	default: // publish is above, and nothing else is stored
 		return step{}
 	}
 }
@@ -391,6 +407,20 @@ func (d *decider) promote(v *verdict) step {
 	if d.role.Run.Trigger == Reconcile {
 		return d.end(Completed, v)
 	}
+	if d.role.Run.Unit != 0 && d.role.Run.Phase != Check && !d.last() {
+		next := d.role.clone()
+		d.learn(next, v)
+		next.advance(done, d.now) // apply → test
+		next.advance(done, d.now) // test → promote
+		next.Run.rest()
+		return step{act: store, next: next}
+	}
+	return d.promoted(v)
+}
+
+// promoted makes the coming version current. It has just been proven, and with it
+// those of its unit.
+func (d *decider) promoted(v *verdict) step {
 	next := d.role.clone()
 	d.learn(next, v)
 	for next.Run.Phase != Promote {
@@ -455,7 +485,7 @@ func (d *decider) afterPublish(next *Role) step {
 
 // afterGrace goes on from the beginning of grace, which may be its end.
 func (d *decider) afterGrace(next *Role) step {
-	if next.Run.GraceUntil.After(d.now) {
+	if next.Run.GraceUntil.After(d.now) || next.Run.Unit != 0 {
 		return step{act: store, next: next}
 	}
 	return d.startRetire(next)
@@ -479,10 +509,13 @@ func (d *decider) grace() step {
 		return d.takeBack(run.Recall)
 	case run.Reapply:
 		return d.reapply()
-	case run.RetireNow || !d.now.Before(run.GraceUntil):
-		return d.startRetire(d.role.clone())
+	case !d.graceOver():
+		return step{act: wait, until: run.GraceUntil}
+	case d.role.ring() && run.GraceUntil.IsZero() && run.Trigger != Create:
+		return d.guarded(d.endAs(d.role.clone(), Completed, nil)) // its unit has waited for others
+	default:
+		return d.guarded(d.startRetire(d.role.clone()))
 	}
-	return step{act: wait, until: run.GraceUntil}
 }
 
 // reapply restores what the target should accept during grace.

@@ -36,6 +36,7 @@ func (w *world) noteDocument(name string, value []byte) {
 		}
 	}
 	w.doc = next
+	w.checkUnits()
 	for _, r := range w.roles {
 		if r.ring() {
 			w.noteShown(r)
@@ -107,5 +108,48 @@ func (w *world) checkPublished(r *Role, m kind.Material) {
 	}
 	if w.doc.Previous != nil && w.doc.Previous.Body[r.Field] != m.Secret && w.doc.Previous.Body[r.Field] != "" {
 		w.violateLocked("at rest an earlier version of the document can still be read")
+	}
+}
+
+// checkUnits: of the roles of a unit the document shows what all serve now, or what
+// all served before.
+func (w *world) checkUnits() {
+	for _, r := range w.roles {
+		run := r.Run
+		if run == nil || run.Unit == 0 || run.To == 0 || w.shape.strategy == kind.Swap {
+			continue
+		}
+		for _, o := range w.roles {
+			if o.Run == nil || o.Run.Rotation != run.Rotation || o.Run.Unit != run.Unit || o.Run.To == 0 {
+				continue
+			}
+			if w.showsNew(r) != w.showsNew(o) {
+				w.violateLocked("the document shows the new version of %s and the old one of %s: %s; %s", r.Name, o.Name, describe(r), describe(o))
+			}
+		}
+	}
+}
+
+func (w *world) showsNew(r *Role) bool {
+	v := r.Get(r.Run.To)
+	return v != nil && w.doc.Body[r.Field] == v.Material.Secret
+}
+
+// checkTogether: the roles of a unit have come to the same end. Where a server
+// knows one password only, one of several may fail when the rest are through.
+func (w *world) checkTogether(h *Header) {
+	succeeded := map[int]string{}
+	for _, p := range h.Roles {
+		if p.Unit == 0 || w.shape.strategy == kind.Swap || w.roles[p.Role] == nil {
+			continue
+		}
+		word := "went back"
+		if p.State == Completed {
+			word = "went forward"
+		}
+		if before, ok := succeeded[p.Unit]; ok && before != word {
+			w.violateLocked("of one unit of rotation %s role %s %s, and others %s: %+v", h.ID, p.Role, word, before, h.Roles)
+		}
+		succeeded[p.Unit] = word
 	}
 }

@@ -37,9 +37,9 @@ type Options struct {
 	// what runs may always end. Without it every role may.
 	Permit func(ctx context.Context, roles []*Role) []error
 	Source kind.Source
-	// Publish makes a document show what a role serves, in one write. It is
-	// called under the document's lock and may be repeated.
-	Publish func(ctx context.Context, v publish.View) error
+	// Publish makes a document show what roles serve, in one write. It is called
+	// under the document's lock and may be repeated.
+	Publish func(ctx context.Context, document string, views []publish.View) error
 	// Active reports whether this node may write and rotate: not on a standby,
 	// a secondary or a mount that is going away.
 	Active func() bool

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
@@ -170,6 +171,7 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	live = append(live, e.generate(by[generate])...)
 	live = append(live, e.storeAll(append(by[store], by[finish]...))...)
 	live = append(live, e.publish(by[show])...)
+	live = append(live, e.meet(by[meet])...)
 	e.inspect(by[inspect])
 	e.call(by[call])
 	e.probe(by[probe])
@@ -304,7 +306,7 @@ func numberOf(v *version.Version) int {
 func (e *Engine) publish(jobs []*job) []*job {
 	var live []*job
 	for _, j := range jobs {
-		if err := e.publishRole(j.role); err != nil {
+		if err := e.publishRole(j); err != nil {
 			e.o.Logger.Warn("a document cannot be written; trying again", "document", j.role.Document, "role", j.role.Name, "error", err)
 			e.wake(j.role.lane(), j.role.Name, time.Now().Add(pause(2)))
 			continue
@@ -315,9 +317,20 @@ func (e *Engine) publish(jobs []*job) []*job {
 	return live
 }
 
-func (e *Engine) publishRole(r *Role) error {
+// publishRole writes what a role serves, and what the others of its unit serve,
+// at once.
+func (e *Engine) publishRole(j *job) error {
 	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 	defer cancel()
+	r := j.role
+	var views []publish.View
+	for _, shared := range j.facts.unit.sharing(r) {
+		v, err := shared.view(e.o.Kind(shared.Kind))
+		if err != nil {
+			return err
+		}
+		views = append(views, v)
+	}
 	if err := e.locks.lock(ctx, documentLock+r.Document); err != nil {
 		return err
 	}
@@ -325,11 +338,7 @@ func (e *Engine) publishRole(r *Role) error {
 	if err := e.st.settle(ctx); err != nil {
 		return err
 	}
-	v, err := r.view(e.o.Kind(r.Kind))
-	if err != nil {
-		return err
-	}
-	return e.o.Publish(ctx, v)
+	return e.o.Publish(ctx, r.Document, views)
 }
 
 // documentLock keeps the locks of documents apart from those of roles, whose
@@ -392,16 +401,19 @@ func (e *Engine) store(j *job) (goesOn bool, err error) {
 	defer cancel()
 	s := j.step
 	if s.act == finish {
-		return false, e.storeEnd(ctx, j)
+		agreed, err := e.agreed(ctx, j, func() error { return e.storeEnd(ctx, j) })
+		return !agreed, err
 	}
-	if err := e.putRole(ctx, j.role, s.next); err != nil {
-		return false, err
+	agreed, err := e.agreed(ctx, j, func() error { return e.putRole(ctx, j.role, s.next) })
+	if err != nil || !agreed {
+		return true, err
 	}
 	if s.next.Run.Phase != j.role.Run.Phase || s.next.Run.Back != j.role.Run.Back {
 		e.o.Logger.Debug("phase", "role", s.next.Name, "rotation", s.next.Run.Rotation,
 			"phase", s.next.Run.Phase, "back", s.next.Run.Back)
 	}
 	e.progress(s.next)
+	e.wakeUnit(s.next.Run.Rotation, s.next.Run.Unit, s.next.Name)
 	j.role = s.next
 	j.facts = facts{permit: s.permit}
 	return true, nil
@@ -447,6 +459,7 @@ func (e *Engine) storeEnd(ctx context.Context, j *job) error {
 	e.o.Logger.Info("rotation ended", "role", j.role.Name, "kind", j.role.Kind,
 		"rotation", s.ended.Rotation, "version", ev.Version, "state", s.state, "error", ev.Error)
 	e.endedPart(s.ended.Rotation, ev.Part)
+	e.wakeUnit(s.ended.Rotation, s.ended.Unit, j.role.Name)
 	return nil
 }
 
@@ -505,7 +518,7 @@ func (e *Engine) inherited(ctx context.Context, r *Role) error {
 func evidence(before *Role, s step) *Evidence {
 	r, run := s.next, s.ended
 	ev := &Evidence{
-		Part: Part{Role: r.Name, Kind: r.Kind, Version: run.To, State: s.state, Error: run.Error},
+		Part: Part{Role: r.Name, Kind: r.Kind, Version: run.To, State: s.state, Error: run.Error, Unit: run.Unit},
 		From: run.From, Trigger: run.Trigger, Started: run.Started, Finished: r.LastRun.At,
 		Nodes: r.Nodes, Missed: run.Missed, Timeline: run.Timeline,
 	}

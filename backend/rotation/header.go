@@ -58,6 +58,9 @@ type Part struct {
 	State   State  `json:"state,omitempty"`
 	Phase   Phase  `json:"phase,omitempty"`
 	Error   string `json:"error,omitempty"`
+	// Unit numbers the roles of the rotation that go forward or back together; 0:
+	// the role is alone.
+	Unit int `json:"unit,omitempty"`
 	// Until is when consumers have had the time to read what was published.
 	Until time.Time `json:"until,omitzero"`
 }
@@ -218,7 +221,7 @@ func (st *Store) part(ctx context.Context, id string, p Part) (Part, error) {
 func livePart(r *Role) Part {
 	run := r.Run
 	p := Part{
-		Role: r.Name, Kind: r.Kind, Version: run.To, State: run.state(), Phase: run.Phase, Error: run.Error,
+		Role: r.Name, Kind: r.Kind, Version: run.To, State: run.state(), Phase: run.Phase, Error: run.Error, Unit: run.Unit,
 	}
 	if run.Phase == Check && !run.Back {
 		p.Until = run.CheckUntil

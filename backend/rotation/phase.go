@@ -119,6 +119,8 @@ var transitions = []leg{
 	{From: Test, On: bad, To: Apply, ToBack: true},
 	{From: Test, On: recall, To: Apply, ToBack: true},
 	{From: Promote, On: done, To: Publish},
+	{From: Promote, On: bad, To: Apply, ToBack: true}, // while it waits for its unit
+	{From: Promote, On: recall, To: Apply, ToBack: true},
 	{From: Publish, On: done, To: Grace},
 	{From: Publish, On: recall, To: Publish, ToBack: true}, // promotes back first
 	{From: Grace, On: done, To: Retire},

@@ -208,7 +208,7 @@ func (d *decider) startCheck(next *Role) step {
 // long as they are needed, and no rotation waits for that.
 func (d *decider) afterCheck(next *Role) step {
 	next.advance(done, d.now) // check → grace
-	if next.Spec.MaxTokenTTL == 0 {
+	if next.Spec.MaxTokenTTL == 0 && next.Run.Unit == 0 {
 		next.Run.rest()
 		return d.endAs(next, Completed, nil)
 	}

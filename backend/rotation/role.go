@@ -92,6 +92,9 @@ type Run struct {
 	// for consumers.
 	Promoted bool `json:"promoted,omitempty"`
 
+	// Unit is that of the role's part in the rotation; see Part.
+	Unit int `json:"unit,omitempty"`
+
 	From int `json:"from,omitempty"` // the version that was current
 	To   int `json:"to,omitempty"`   // the version this run is about
 
@@ -370,7 +373,9 @@ func (r *Role) returnable() bool {
 	case run.Ahead:
 		return true
 	}
-	return r.Spec.Strategy != kind.Swap && r.With(version.Previous) != nil
+	// What no server holds can be exchanged for what was there before.
+	reversible := r.Spec.Strategy != kind.Swap || r.Connection == ""
+	return reversible && r.With(version.Previous) != nil
 }
 
 // publishes reports whether a run stops in the publish phase. Key rings do without
@@ -382,7 +387,7 @@ func (r *Role) publishes() bool { return r.Document != "" || r.ring() }
 // the previous value is emptied, not removed: who reads it by name finds it.
 func (r *Role) view(k kind.Kind) (publish.View, error) {
 	current := r.With(version.Current)
-	v := publish.View{Document: r.Document, Role: r.Name, Version: current.Number, Fields: map[string]string{r.Field: current.Material.Secret}}
+	v := publish.View{Role: r.Name, Version: current.Number, Fields: map[string]string{r.Field: current.Material.Secret}}
 	v.Retired = r.Run != nil && (r.Run.Retired || r.Run.Back)
 	if r.UsernameField != "" {
 		v.Fields[r.UsernameField] = current.Material.Username

@@ -61,6 +61,12 @@ func one(w *world) { w.seed("a", nil) }
 
 func nobody(*world) {}
 
+func three(w *world) {
+	for _, n := range []string{"a", "b", "c"} {
+		w.seed(n, nil)
+	}
+}
+
 func targetlessOnly(s shape) bool { return s.targetless }
 
 func (s shape) scenarios() []scenario {
@@ -150,11 +156,24 @@ func (s shape) scenarios() []scenario {
 			})
 			w.unschedule("a")
 		}, check: serves("a", "m1")},
-		{name: "batch of three", seed: func(w *world) {
-			for _, n := range []string{"a", "b", "c"} {
-				w.seed(n, nil)
-			}
+		{name: "one of a unit goes back", seed: three, not: func(s shape) bool {
+			return !s.document || s.strategy == kind.Swap || s.strategy == kind.KeyRing && s.tokens == 0
 		}, steps: func(w *world) {
+			w.rotate("a", "b", "c")
+			w.phase("b", Grace)
+			w.rollBack("b")
+			for _, n := range []string{"a", "b", "c"} {
+				w.idle(n)
+			}
+		}, check: func(w *world) error {
+			for _, n := range []string{"a", "b", "c"} {
+				if w.roles[n].LastRun.State != RolledBack {
+					return fmt.Errorf("role %s: %s", n, w.roles[n].LastRun.State)
+				}
+			}
+			return nil
+		}},
+		{name: "batch of three", seed: three, steps: func(w *world) {
 			w.rotate("a", "b", "c")
 			for _, n := range []string{"a", "b", "c"} {
 				w.idle(n)

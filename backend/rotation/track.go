@@ -15,6 +15,7 @@ type track struct {
 	unsettled map[string]bool // roles whose credential phases go on
 	open      map[string]bool // roles that have not ended
 	parts     map[string]Part // roles that have
+	lanes     map[string]string
 	settled   chan struct{}
 	ended     chan struct{}
 	moved     chan struct{} // closed, and made anew, when a role settles or ends
@@ -28,7 +29,7 @@ func (e *Engine) track(h *Header) *track {
 		return t
 	}
 	t := &track{
-		header: h, unsettled: map[string]bool{}, open: map[string]bool{}, parts: map[string]Part{},
+		header: h, unsettled: map[string]bool{}, open: map[string]bool{}, parts: map[string]Part{}, lanes: map[string]string{},
 		settled: make(chan struct{}), ended: make(chan struct{}), moved: make(chan struct{}),
 	}
 	for _, p := range h.Roles {
@@ -40,12 +41,24 @@ func (e *Engine) track(h *Header) *track {
 
 // progress notes where a role's run has come to.
 func (e *Engine) progress(r *Role) {
-	if !r.Run.settled() {
-		return
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if t := e.tracks[r.Run.Rotation]; t != nil {
+	t := e.tracks[r.Run.Rotation]
+	if t == nil {
+		return
+	}
+	t.lanes[r.Name] = r.lane()
+	if r.Run.settled() {
+		t.settle(r.Name)
+		t.tell()
+	}
+}
+
+// settlePart tells those who wait for a role that it will take long.
+func (e *Engine) settlePart(r *Role) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if t := e.tracks[r.Run.Rotation]; t != nil && t.unsettled[r.Name] {
 		t.settle(r.Name)
 		t.tell()
 	}

@@ -517,6 +517,7 @@ func (w *world) checkRotations() {
 				w.violateLocked("rotation %s has no parent: %v", id, err)
 			}
 		}
+		w.checkTogether(h)
 		for _, p := range h.Roles {
 			if e, err := st.Evidence(ctx, id, p.Role); err != nil || e == nil && p.State != Superseded {
 				w.violateLocked("no evidence of role %s in rotation %s (%s): %v", p.Role, id, p.State, err)
@@ -594,7 +595,7 @@ func (w *world) checkServed(r *Role) {
 		if !interval && !slices.ContainsFunc(accepts, current.Material.Same) {
 			w.violateLocked("node %s refuses the served version %d of role %s", name, current.Number, r.Name)
 		}
-		if run != nil && run.Phase == Grace && !run.Back && previous != nil && !slices.ContainsFunc(accepts, previous.Material.Same) {
+		if run != nil && run.Phase == Grace && !run.Back && previous != nil && r.Spec.Strategy != kind.Swap && !slices.ContainsFunc(accepts, previous.Material.Same) {
 			w.violateLocked("node %s refuses previous version %d of role %s in its grace period", name, previous.Number, r.Name)
 		}
 	}

@@ -1,0 +1,478 @@
+package rotation
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// Units. The roles of a rotation that fill one document go forward or back
+// together: none is promoted before all have passed their test, what they serve is
+// published in one write, none retires before all may, and when one goes back all
+// do. Each role decides for itself, from what the others have stored: there is no
+// entry of a unit that could disagree with theirs. Only the two decisions that
+// exclude each other, to retire and to go back after promotion, are made one at a
+// time (agreed).
+
+// unitsOf numbers the roles that share a document; a role that shares none is
+// left out.
+func unitsOf(t Trigger, roles []*Role) map[string]int {
+	if t == Reconcile {
+		return nil // it publishes nothing
+	}
+	by := map[string][]*Role{}
+	var order []string
+	for _, r := range roles {
+		if r.Document != "" {
+			if by[r.Document] == nil {
+				order = append(order, r.Document)
+			}
+			by[r.Document] = append(by[r.Document], r)
+		}
+	}
+	units, n := map[string]int{}, 0
+	for _, document := range order {
+		if len(by[document]) < 2 {
+			continue
+		}
+		n++
+		for _, r := range by[document] {
+			units[r.Name] = n
+		}
+	}
+	return units
+}
+
+func (h *Header) unit(role string) int {
+	for _, p := range h.Roles {
+		if p.Role == role {
+			return p.Unit
+		}
+	}
+	return 0
+}
+
+// member is where a role of the same unit stands.
+type member struct {
+	name  string
+	role  *Role // nil when it was deleted, or has no part in the rotation any more
+	ended State // its outcome, where it has one
+	late  bool  // it has not begun yet
+}
+
+// unit is where the others of a role's unit stand, as stored.
+type unit struct {
+	others []member
+	now    time.Time
+}
+
+// all reports whether every other role that still counts is so.
+func (u *unit) all(is func(m member) bool) bool {
+	for _, m := range u.others {
+		if m.gone() {
+			continue
+		}
+		if !is(m) {
+			return false
+		}
+	}
+	return true
+}
+
+// gone: the role was deleted in the middle of its rotation. The others do not wait
+// for it, and do not go back because of it.
+func (m member) gone() bool { return m.role == nil && m.ended == "" && !m.late }
+
+func (m member) run() *Run {
+	if m.role == nil || m.late || m.ended != "" {
+		return nil
+	}
+	return m.role.Run
+}
+
+// ready: it may be promoted, or was.
+func (u *unit) ready(m member) bool {
+	run := m.run()
+	if run == nil {
+		return m.ended == Completed
+	}
+	waits := run.Phase == Promote || run.Ahead && run.Phase == Check && !u.now.Before(run.CheckUntil)
+	return !run.Back && run.Recall == "" && waits || run.Promoted && !run.Back
+}
+
+// shown: its next key may be published, if it has one.
+func (u *unit) shown(m member) bool {
+	run := m.run()
+	if run == nil {
+		return m.ended == Completed
+	}
+	return !m.role.announces() || run.Ahead || run.Promoted
+}
+
+// promoted: what it serves now may be published.
+func (u *unit) promoted(m member) bool {
+	run := m.run()
+	return run == nil && m.ended == Completed || run != nil && run.Promoted && !run.Back
+}
+
+// over: its grace has ended, by its clock or because somebody said so of the unit.
+func (u *unit) over(now bool) func(member) bool {
+	return func(m member) bool {
+		run := m.run()
+		switch {
+		case run == nil:
+			return m.ended == Completed
+		case run.Back:
+			return false
+		case run.Phase == Retire || run.Retired:
+			return true
+		}
+		return run.Phase == Grace && run.Recall == "" && !run.Reapply && (now || run.RetireNow || !u.now.Before(run.GraceUntil))
+	}
+}
+
+// retired: only its current version is accepted.
+func (u *unit) retired(m member) bool {
+	run := m.run()
+	return run == nil && m.ended == Completed || run != nil && run.Retired
+}
+
+// settledBack: nothing of it is shown that would have to be taken back.
+func (u *unit) settledBack(m member) bool {
+	run := m.run()
+	return run == nil || run.Back || !run.Promoted && !run.Ahead
+}
+
+// failure is why the unit goes back, or "".
+func (u *unit) failure() string {
+	for _, m := range u.others {
+		switch run := m.run(); {
+		case run != nil && run.Back:
+			return fmt.Sprintf("role %q, of the same unit, is rolled back: %s", m.name, run.Error)
+		case m.ended != "" && m.ended != Completed:
+			return fmt.Sprintf("role %q, of the same unit, did not succeed (%s)", m.name, m.ended)
+		}
+	}
+	return ""
+}
+
+// succeeding is the unit without those that went back when the rest no longer
+// could.
+func (u *unit) succeeding() *unit {
+	rest := &unit{now: u.now}
+	for _, m := range u.others {
+		if run := m.run(); run != nil && !run.Back || m.ended == Completed || m.late {
+			rest.others = append(rest.others, m)
+		}
+	}
+	return rest
+}
+
+// fixed is a role that can no longer go back, or "".
+func (u *unit) fixed() string {
+	for _, m := range u.others {
+		run := m.run()
+		if m.ended == Completed || run != nil && (run.Retired || run.Phase == Retire && !run.Back) {
+			return m.name
+		}
+		if run != nil && run.Promoted && !run.Back && !m.role.returnable() {
+			return m.name
+		}
+	}
+	return ""
+}
+
+// hurried reports whether somebody asked to end the grace of the unit.
+func (u *unit) hurried() bool {
+	for _, m := range u.others {
+		if run := m.run(); run != nil && run.RetireNow {
+			return true
+		}
+	}
+	return false
+}
+
+// unitPause is how often a role that waits for its unit looks by itself. Whoever
+// it waits for wakes it.
+const unitPause = 15 * time.Second
+
+// joint reports whether a role has to know where its unit stands.
+func (d *decider) joint() bool {
+	run := d.role.Run
+	if run.Unit == 0 {
+		return false
+	}
+	switch run.Phase {
+	case Promote, Publish, Check, Grace:
+		return true
+	case Generate:
+		return d.last()
+	default: // the rest each does for itself
+		return false
+	}
+}
+
+// last reports whether the role is one whose server forgets the current password
+// when it hears of the new one. Such roles apply when all others are ready, and are
+// promoted as soon as they are proven: until then what they serve is refused. Where
+// a unit has several, one of them can fail when it is too late for the rest: that
+// what is served works comes before that all go together.
+func (d *decider) last() bool {
+	return d.role.Spec.Strategy == kind.Swap && !d.targetless && d.role.Run.Trigger != Create
+}
+
+// together holds a role back until its unit has come as far, or turns it round
+// with its unit. ok is false when the role may go on by itself.
+func (d *decider) together() (s step, ok bool) {
+	run, u := d.role.Run, d.facts.unit
+	if run.Back {
+		return d.await(run.Phase != Publish || u.all(u.settledBack))
+	}
+	if run.Retired {
+		return d.await(u.succeeding().all(u.retired))
+	}
+	if s, ok := d.turn(); ok {
+		return s, true
+	}
+	if u.failure() != "" {
+		u = u.succeeding()
+	}
+	switch {
+	case run.Phase == Generate:
+		return d.await(u.all(func(m member) bool { return u.ready(m) || m.run() != nil && m.last() && m.role.Run.Phase != Preflight }))
+	case run.Phase == Promote, run.Phase == Check && run.Ahead && !d.now.Before(run.CheckUntil):
+		return d.await(u.all(u.ready))
+	case run.Phase == Publish && run.Ahead:
+		return d.await(u.all(u.shown))
+	case run.Phase == Publish:
+		return d.await(u.all(u.promoted))
+	case run.Phase == Grace && d.graceOver():
+		return d.await(u.all(u.over(run.RetireNow || u.hurried())))
+	}
+	return step{}, false
+}
+
+func (m member) last() bool {
+	return m.role.Spec.Strategy == kind.Swap && m.role.Connection != ""
+}
+
+func (d *decider) await(reached bool) (step, bool) {
+	if reached {
+		return step{}, false
+	}
+	return step{act: wait, until: d.now.Add(unitPause)}, true
+}
+
+// turn goes back with the unit, or says that it is too late for that.
+func (d *decider) turn() (step, bool) {
+	run, u := d.role.Run, d.facts.unit
+	why := run.Recall
+	if why == "" {
+		why = u.failure()
+	}
+	if why == "" {
+		return step{}, false
+	}
+	stuck := u.fixed()
+	if stuck == "" && run.Promoted && !d.role.returnable() {
+		stuck = d.role.Name
+	}
+	if stuck != "" {
+		if run.Recall == "" {
+			return step{}, false
+		}
+		next := d.role.clone()
+		next.Run.Recall = ""
+		next.mark(d.now, fmt.Sprintf("not taken back: role %q, of the same unit, can no longer go back", stuck))
+		return step{act: store, next: next}, true
+	}
+	if run.Phase == Promote || run.Phase == Generate {
+		return d.event(recall, why), true
+	}
+	s := d.takeBack(why)
+	s.guard = func(u *unit) bool { return u.fixed() == "" }
+	return s, true
+}
+
+// graceOver reports whether the role's own grace has ended.
+func (d *decider) graceOver() bool {
+	run := d.role.Run
+	hurried := d.facts.unit != nil && d.facts.unit.hurried()
+	return run.RetireNow || hurried || !d.now.Before(run.GraceUntil)
+}
+
+// guarded has a step stored only if the unit still agrees when it is.
+func (d *decider) guarded(s step) step {
+	if u := d.facts.unit; u != nil {
+		hurried := d.role.Run.RetireNow || u.hurried()
+		s.guard = func(u *unit) bool {
+			if u.failure() != "" && u.fixed() != "" {
+				u = u.succeeding()
+			}
+			return u.all(u.over(hurried))
+		}
+	}
+	return s
+}
+
+// meet reads where the units of jobs stand.
+func (e *Engine) meet(jobs []*job) []*job {
+	var live []*job
+	for _, j := range jobs {
+		ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
+		u, err := e.unitOf(ctx, j.role)
+		cancel()
+		if err != nil {
+			e.o.Logger.Warn("the roles of a unit cannot be read; trying again", "role", j.role.Name, "rotation", j.role.Run.Rotation, "error", err)
+			e.wake(j.role.lane(), j.role.Name, time.Now().Add(pause(2)))
+			continue
+		}
+		j.facts.unit = u
+		e.settleFor(j.role, u)
+		live = append(live, j)
+	}
+	return live
+}
+
+// unitOf reads where the others of a role's unit stand.
+func (e *Engine) unitOf(ctx context.Context, r *Role) (*unit, error) {
+	if err := e.st.settle(ctx); err != nil {
+		return nil, err
+	}
+	names, started, err := e.unitNames(ctx, r.Run.Rotation, r.Run.Unit)
+	if err != nil {
+		return nil, err
+	}
+	u := &unit{now: time.Now()}
+	for _, name := range names {
+		if name == r.Name {
+			continue
+		}
+		m, err := e.member(ctx, name, r.Run.Rotation, started)
+		if err != nil {
+			return nil, err
+		}
+		u.others = append(u.others, m)
+	}
+	return u, nil
+}
+
+func (e *Engine) unitNames(ctx context.Context, id string, n int) (names []string, started time.Time, err error) {
+	e.mu.Lock()
+	t := e.tracks[id]
+	e.mu.Unlock()
+	var h *Header
+	if t != nil {
+		h = t.header
+	} else if h, err = e.st.Header(ctx, id); err != nil || h == nil {
+		return nil, started, err
+	}
+	for _, p := range h.Roles {
+		if p.Unit == n {
+			names = append(names, p.Role)
+		}
+	}
+	return names, h.Started, nil
+}
+
+func (e *Engine) member(ctx context.Context, name, id string, started time.Time) (member, error) {
+	m := member{name: name}
+	r, err := e.st.Role(ctx, name)
+	if err != nil {
+		return m, err
+	}
+	if r != nil && r.Run != nil && r.Run.Rotation == id {
+		m.role = r
+		return m, nil
+	}
+	if r == nil {
+		return m, nil // it was deleted
+	}
+	ev, err := e.st.Evidence(ctx, id, name)
+	switch {
+	case err != nil:
+		return m, err
+	case ev != nil:
+		m.ended = ev.State
+	case r.Run != nil || r.LastRun != nil && r.LastRun.At.After(started):
+		m.ended = Superseded // it never began; see resumePart
+	default:
+		m.late = true
+	}
+	return m, nil
+}
+
+// settleFor tells those who wait for a role's answer that it waits for consumers of
+// another one.
+func (e *Engine) settleFor(r *Role, u *unit) {
+	for _, m := range u.others {
+		if run := m.run(); run != nil && run.Phase == Check && r.Run.Phase == Promote {
+			e.settlePart(r)
+			return
+		}
+	}
+}
+
+// unitLock keeps the locks of units apart from those of roles.
+const unitLock = "unit/"
+
+// agreed stores a step that has to fit what the rest of the unit does: what the
+// others have stored is read again, and nobody of the unit can store such a step
+// of its own meanwhile. It reports whether the step was stored.
+func (e *Engine) agreed(ctx context.Context, j *job, put func() error) (bool, error) {
+	if j.step.guard == nil {
+		return true, put()
+	}
+	run := j.role.Run
+	key := fmt.Sprintf("%s%s/%d", unitLock, run.Rotation, run.Unit)
+	if err := e.locks.lock(ctx, key); err != nil {
+		return false, err
+	}
+	defer e.locks.unlock(key)
+	u, err := e.unitOf(ctx, j.role)
+	if err != nil {
+		return false, err
+	}
+	if !j.step.guard(u) {
+		j.facts.unit = nil // it is looked at again
+		return false, nil
+	}
+	return true, put()
+}
+
+// wakeUnit has the others of a role's unit look again.
+func (e *Engine) wakeUnit(id string, n int, except string) {
+	if n == 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	t := e.tracks[id]
+	if t == nil {
+		return
+	}
+	for _, p := range t.header.Roles {
+		if lane := t.lanes[p.Role]; p.Unit == n && p.Role != except && lane != "" && t.open[p.Role] {
+			e.wakeLocked(lane, p.Role, time.Now())
+		}
+	}
+	e.nudge()
+}
+
+// sharing are the roles of a unit that publish to the same place as r: what they
+// serve is written at once.
+func (u *unit) sharing(r *Role) []*Role {
+	roles := []*Role{r}
+	if u == nil {
+		return roles
+	}
+	for _, m := range u.others {
+		if m.run() != nil && m.role.Document == r.Document && m.role.With(version.Current) != nil {
+			roles = append(roles, m.role)
+		}
+	}
+	return roles
+}
