@@ -36,6 +36,7 @@ type backend struct {
 	connections *connection.Store
 	documents   *publish.Documents
 	vaults      *vault.Clients
+	remote      *publish.Remote
 	engine      *rotation.Engine
 	kinds       []kindEntry
 	// connectionTypes is the registry of that name.
@@ -71,6 +72,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 	b.connections = connection.NewStore(b.storage)
 	b.documents = publish.NewDocuments(b.storage)
 	b.vaults = vault.New(b.connections.Must, conf.Logger)
+	b.remote = publish.NewRemote(b.vaults)
 	b.engine = rotation.New(rotation.Options{
 		Storage:    b.storage,
 		Logger:     conf.Logger,

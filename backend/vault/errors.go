@@ -20,6 +20,9 @@ import (
 // Mismatch is what KV answers to a write whose cas is not the current version.
 const Mismatch = "check-and-set parameter did not match the current version"
 
+// upgrading is what KV answers, with 400, for a moment after it was mounted.
+const upgrading = "Upgrading from non-versioned to versioned"
+
 // knownAnswers are the error texts of Vault that are shown. An answer may repeat
 // what was sent, so no other text is, and of these not what stands around them.
 var knownAnswers = []string{
@@ -45,6 +48,7 @@ var knownAnswers = []string{
 	"encryption key not found",
 	"local node not active but active cluster node not found",
 	"could not find connection",
+	upgrading,
 }
 
 // Answer is what a Vault answered instead of success. Its text holds the status
@@ -109,7 +113,8 @@ func (a *Answer) class() kind.Class {
 	switch s := a.Status; {
 	case s >= 500, s < 400,
 		s == http.StatusForbidden, s == http.StatusUnauthorized, s == http.StatusRequestTimeout, s == http.StatusTooEarly,
-		s == http.StatusPreconditionFailed, s == http.StatusTooManyRequests, s == 472, s == 473:
+		s == http.StatusPreconditionFailed, s == http.StatusTooManyRequests, s == 472, s == 473,
+		a.Known == upgrading:
 		return kind.Unavailable
 	}
 	return kind.Definite
