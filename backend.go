@@ -119,7 +119,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 // interrupted is found in the background.
 func (b *backend) initialize(context.Context, *logical.InitializationRequest) error {
 	b.engine.Tick() //nolint:contextcheck // what it starts outlives the call
-	b.renewTokens() //nolint:contextcheck // as above
+	b.renewTokens()
 	return nil
 }
 
@@ -127,7 +127,7 @@ func (b *backend) initialize(context.Context, *logical.InitializationRequest) er
 // process was killed.
 func (b *backend) periodic(context.Context, *logical.Request) error {
 	b.engine.Tick() //nolint:contextcheck // what it starts outlives the call
-	b.renewTokens() //nolint:contextcheck // as above
+	b.renewTokens()
 	return nil
 }
 

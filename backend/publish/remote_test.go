@@ -462,9 +462,22 @@ func TestCheckPlace(t *testing.T) {
 		require.NoError(t, CheckPlace(ok))
 	}
 	for _, bad := range []Place{
-		{}, {"", "secret", "a"}, {"c", "", "a"}, {"c", "secret/", "a"}, {"c", "/secret", "a"}, {"c", "sec ret", "a"}, {"c", "a..b", "a"},
-		{"c", "secret", ""}, {"c", "secret", "/a"}, {"c", "secret", "a/"}, {"c", "secret", "a//b"}, {"c", "secret", "a/../b"},
-		{"c", "secret", "a?version=1"}, {"c", "secret", "a#b"}, {"c", "secret", "a%2fb"}, {"c", "secret", "ü"},
+		{},
+		{"", "secret", "a"},
+		{"c", "", "a"},
+		{"c", "secret/", "a"},
+		{"c", "/secret", "a"},
+		{"c", "sec ret", "a"},
+		{"c", "a..b", "a"},
+		{"c", "secret", ""},
+		{"c", "secret", "/a"},
+		{"c", "secret", "a/"},
+		{"c", "secret", "a//b"},
+		{"c", "secret", "a/../b"},
+		{"c", "secret", "a?version=1"},
+		{"c", "secret", "a#b"},
+		{"c", "secret", "a%2fb"},
+		{"c", "secret", "ü"},
 	} {
 		require.Error(t, CheckPlace(bad), "%+v", bad)
 	}

@@ -610,8 +610,11 @@ func TestAddresses(t *testing.T) {
 	}
 	require.NoError(t, ValidateConfig(&connection.Vault{Address: "http://vault.mesh", Auth: "token"}, connection.TLS{SkipVerify: true}))
 	for _, bad := range []connection.Vault{
-		{Auth: "ldap"}, {Auth: "token", Namespace: "a b"}, {Auth: "approle", AuthMount: "../sys"},
-		{Auth: "token", AllowedPublishPaths: []string{"secret"}}, {Auth: "token", AllowedPublishPaths: []string{"/secret/x"}},
+		{Auth: "ldap"},
+		{Auth: "token", Namespace: "a b"},
+		{Auth: "approle", AuthMount: "../sys"},
+		{Auth: "token", AllowedPublishPaths: []string{"secret"}},
+		{Auth: "token", AllowedPublishPaths: []string{"/secret/x"}},
 		{Auth: "token", AllowedPublishPaths: []string{"secret/[a"}},
 	} {
 		bad.Address = "https://vault.example.com"
