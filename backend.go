@@ -47,6 +47,7 @@ type backend struct {
 	// stored.
 	identities sync.Mutex
 	glimpses   glimpses
+	keySets    keySets
 
 	// answerWithin is the constant of that name, but in tests.
 	answerWithin time.Duration
@@ -88,7 +89,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		Help:           strings.TrimSpace(backendHelp),
 		BackendType:    logical.TypeLogical,
 		RunningVersion: buildinfo.Version,
-		PathsSpecial:   &logical.Paths{SealWrapStorage: storage.SealWrapped()},
+		PathsSpecial:   &logical.Paths{SealWrapStorage: storage.SealWrapped(), Unauthenticated: []string{jwksPath + "*"}},
 		Paths: framework.PathAppend(
 			b.pathConfig(),
 			b.pathConnections(),
@@ -97,6 +98,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathDocuments(),
 			b.pathData(),
 			b.pathMetadata(),
+			b.pathJWKS(),
 			b.pathRotate(),
 			b.pathRotations(),
 			b.pathRollback(),

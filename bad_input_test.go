@@ -305,6 +305,10 @@ func TestMegabytes(t *testing.T) {
 					"text": big, "list": []any{big}, "many": manyValues(), "map": map[string]any{"k": big}, "key": map[string]any{big: "v"},
 				} {
 					r := m.send(request{op: op, path: path, data: map[string]any{field: value}})
+					if strings.HasPrefix(path, jwksPath) { // it needs no token, and tells nothing
+						require.Equal(t, http.StatusNotFound, r.code, "%s as %s", field, shape)
+						continue
+					}
 					require.Equal(t, http.StatusBadRequest, r.code, "%s %s %s as %s: %s", op, path, field, shape, r.message)
 					require.Contains(t, r.message, "bytes")
 					require.Less(t, len(r.message), 200)

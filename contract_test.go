@@ -41,10 +41,16 @@ func TestEveryOperationAnswersAsDeclared(t *testing.T) {
 	require.Equal(t, http.StatusBadRequest, m.write("data/team/web", map[string]any{"data": map[string]any{"key": "mine"}}).code)
 	require.Equal(t, http.StatusBadRequest, m.delete("data/team/web").code)
 	require.Equal(t, http.StatusNoContent, m.delete("documents/team/web").code)
+	m.must("roles/signer", map[string]any{"kind": "jwt", "algorithm": "EdDSA", "max_token_ttl": "1h", "public_jwks": true})
+	require.Equal(t, http.StatusOK, m.read("jwks/signer").code)
+	m.creds("signer")
+	m.must("roles/cipher", map[string]any{"kind": "encryption-key", "propagation_delay": "1s", "require_reencryption_ack": true})
+	m.ended(id(m.must("rotate/encryption-key/cipher", nil)))
+	m.must("ack/encryption-key/cipher", map[string]any{"version": 1})
 	m.must("roles/app", map[string]any{"description": "an app"})
 	require.Equal(t, http.StatusOK, m.patch("roles/app", map[string]any{"description": "the app"}).code)
 	require.Equal(t, http.StatusOK, m.read("roles/app").code)
-	require.Equal(t, []string{"app", "token"}, m.list("roles/").data["keys"])
+	require.Equal(t, []string{"app", "cipher", "signer", "token"}, m.list("roles/").data["keys"])
 	m.creds("app")
 
 	first := m.must("rotate/redis/app", nil)
@@ -150,7 +156,7 @@ func TestPathHelp(t *testing.T) {
 	m := newMount(t)
 	for _, path := range []string{
 		"config", "connections", "connections/cache", "roles", "roles/app", "creds/app", "rotate/all", "rotate/redis", "rotate/redis/app",
-		"rotations", "rotations/x", "cancel/x", "rollback/redis/app", "retire/redis/app", "reconcile/redis/app", "verify/redis/app", "status",
+		"rotations", "rotations/x", "cancel/x", "rollback/redis/app", "retire/redis/app", "reconcile/redis/app", "verify/redis/app", "status", "jwks/x",
 	} {
 		resp, err := m.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.HelpOperation, Path: path, Storage: m.storage})
 		require.NoError(t, err, path)

@@ -8,6 +8,8 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/apikey"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/encryptionkey"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/jwt"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/rabbitmq"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/redis"
 )
@@ -24,6 +26,8 @@ func kinds() []kindEntry {
 	return []kindEntry{
 		{Kind: redis.Kind{}, open: redis.Open},
 		{Kind: apikey.Kind{}},
+		{Kind: jwt.Kind{}},
+		{Kind: encryptionkey.Kind{}},
 		{Kind: rabbitmq.Kind{}, open: rabbitmq.Open},
 	}
 }

@@ -2,6 +2,7 @@ package harmonyflow
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"path"
 	"slices"
@@ -147,7 +148,10 @@ func checkDocument(r *rotation.Role, hasUser bool) error {
 		return fmt.Errorf("username_field is %.64q; secrets of kind %s have no user", r.UsernameField, r.Kind)
 	}
 	seen := []string{}
-	for what, name := range map[string]string{"field": r.Field, "username_field": r.UsernameField, "previous_field": previous} {
+	for what, name := range map[string]string{
+		"field": r.Field, "username_field": r.UsernameField, "previous_field": previous,
+		"next_field": r.Spec.NextField, "keys_field": r.Spec.KeysField,
+	} {
 		if name == "" {
 			continue
 		}
@@ -159,10 +163,46 @@ func checkDocument(r *rotation.Role, hasUser bool) error {
 		}
 		seen = append(seen, name)
 	}
-	if previous != "" && r.Spec.Strategy != kind.Overlap {
-		return fmt.Errorf("previous_field is for strategy %q, where the previous secret stays accepted; this role has %q", kind.Overlap, r.Spec.Strategy)
+	if previous != "" && r.Spec.Strategy != kind.Overlap && r.Spec.Strategy != kind.KeyRing {
+		return fmt.Errorf("previous_field is for strategies %q and %q, where the previous secret stays accepted; this role has %q",
+			kind.Overlap, kind.KeyRing, r.Spec.Strategy)
 	}
-	return nil
+	return checkRing(r)
+}
+
+// checkRing refuses a ring whose document shows nothing but the key that is in
+// use: who verifies or decrypts would meet the next one only when it is used.
+func checkRing(r *rotation.Role) error {
+	s := r.Spec
+	if s.Strategy != kind.KeyRing || r.Document == "" || s.PreviousField != "" || s.KeysField != "" || s.PublicJWKS {
+		return nil
+	}
+	return fmt.Errorf("document is %q, in which consumers see no key but the one in use, and so could not check what the next one makes; "+
+		"give keys_field or previous_field (for a key pair, public_jwks=true does as well)", r.Document)
+}
+
+// holds reports whether what a field of a document holds is of the role's own
+// ring: a role that is created again goes on with the keys that it left there.
+func holds(ring kind.Ring, r *rotation.Role, field, held string) bool {
+	values, ids := map[string]bool{}, map[string]string{}
+	for _, v := range r.Versions {
+		if form, err := ring.Verifying(v.Material); err == nil {
+			values[v.Material.Secret], values[form], ids[v.Material.KeyID] = true, true, form
+		}
+	}
+	if field != r.Spec.KeysField {
+		return values[held]
+	}
+	var keys map[string]string
+	if json.Unmarshal([]byte(held), &keys) != nil {
+		return false
+	}
+	for id, key := range keys {
+		if known, ok := ids[id]; !ok || known != key {
+			return false
+		}
+	}
+	return true
 }
 
 // unfilled refuses a role whose fields of its document hold something already
@@ -175,12 +215,17 @@ func (b *backend) unfilled(ctx context.Context, r *rotation.Role, overwrite bool
 	if err != nil || doc == nil {
 		return err
 	}
+	ring, isRing := b.kind(r.Kind).(kind.Ring)
 	shown := map[string]string{r.UsernameField: r.Spec.Username}
 	if v := r.Get(r.Run.To); v != nil {
 		shown[r.Field] = v.Material.Secret
 	}
-	for _, field := range []string{r.Field, r.UsernameField, r.Spec.PreviousField} {
-		if held := doc.Body[field]; field != "" && held != "" && held != shown[field] {
+	for _, field := range []string{r.Field, r.UsernameField, r.Spec.PreviousField, r.Spec.NextField, r.Spec.KeysField} {
+		held := doc.Body[field]
+		if isRing && field != "" && held != "" && holds(ring, r, field, held) {
+			continue
+		}
+		if field != "" && held != "" && held != shown[field] {
 			return conflict("field %q of document %q holds a value already that no role owns and that was not given; give it as initial_password or initial_value, or set overwrite_existing=true to replace it", field, r.Document)
 		}
 	}

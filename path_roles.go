@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -83,15 +84,15 @@ func roleFields() map[string]*framework.FieldSchema {
 		"description":        {Type: framework.TypeString, Description: "A sentence for people, up to 1024 bytes."},
 		"connection":         {Type: framework.TypeString, Description: "Connection whose server holds the user. Given once."},
 		"username":           {Type: framework.TypeString, Description: "User under rotation. Given once."},
-		"strategy":           {Type: framework.TypeString, Description: "overlap (both accepted until retired) or swap (one replaces the other); the kind says which it can do and which is its default."},
+		"strategy":           {Type: framework.TypeString, Description: "overlap (both accepted until retired), swap (one replaces the other) or key-ring (jwt and encryption-key); the kind says which it can do and which is its default."},
 		"initial_password":   {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "Password the user has now; adopted as version 1. Only when creating. Never read back."},
 		"initial_value":      {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "The same for kinds without users. Only when creating. Never read back."},
 		"overwrite_existing": {Type: framework.TypeBool, Description: "Replace a password that was not given. Only when creating."},
 		"password_policy":    {Type: framework.TypeString, Description: "Vault password policy that makes new secrets."},
-		"length":             {Type: framework.TypeInt64, Description: "Characters of a new secret. Default 32."},
-		"encoding":           {Type: framework.TypeString, Description: "Characters of an api-key: alphanumeric (default), hex or base64url."},
+		"length":             {Type: framework.TypeInt64, Description: "Size of a new secret: characters of a password or api-key (default 32), random bytes of a shared jwt secret (default as its hash), bits of an RSA key (2048, 3072, 4096; default 2048) or encryption-key (128, 192, 256; default 256)."},
+		"encoding":           {Type: framework.TypeString, Description: "Characters of an api-key: alphanumeric (default), hex or base64url; of a shared jwt secret: base64 (default), base64url or hex."},
 		"prefix":             {Type: framework.TypeString, Description: "Put before each api-key."},
-		"previous_field":     {Type: framework.TypeString, Description: "Name under which creds/, and the role's document, also carry the previous secret during grace; makes the strategy of an api-key overlap."},
+		"previous_field":     {Type: framework.TypeString, Description: "Name under which creds/, and the role's document, also carry the previous secret during grace; makes the strategy of an api-key overlap. Key rings show it in their document only, and the next key before it is used where there is no next_field."},
 		"document":           {Type: framework.TypeString, Description: "Document that the role fills, read at data/<document>. Given once."},
 		"field":              {Type: framework.TypeString, Description: "Field of the document that holds the secret. Given once."},
 		"username_field":     {Type: framework.TypeString, Description: "Field of the document that holds the user. Given once."},
@@ -99,6 +100,7 @@ func roleFields() map[string]*framework.FieldSchema {
 		"keep_versions":      {Type: framework.TypeInt64, Description: "How many versions are kept; 0 for the mount's. None that may still be accepted is ever forgotten."},
 		"allow_partial":      {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
 	}
+	maps.Copy(fields, ringFields())
 	maps.Copy(fields, scheduleFields())
 	return fields
 }
@@ -109,7 +111,7 @@ func roleAnswer() map[string]*framework.FieldSchema {
 		"username": stringField("User."), "strategy": stringField("Strategy."), "password_policy": stringField("Policy."),
 		"length": intField("Length."), "encoding": stringField("Encoding."), "prefix": stringField("Prefix."), "previous_field": stringField("Field."),
 		"document": stringField("Document."), "field": stringField("Field of the secret."), "username_field": stringField("Field of the user."),
-		"grace_period":  durationField("Grace, in seconds; the mount's where the role has none."),
+		"grace_period":  durationField("Grace, in seconds; the mount's where the role has none. Key rings have none."),
 		"keep_versions": intField("Versions kept; the mount's where the role has none."), "allow_partial": boolField("Whether nodes may be down."),
 		"state": stringField("idle, rotating, grace, suspended or drifted."), "version": intField("Current version."),
 		"versions":      mapField("Stage and times of each version kept, by number."),
@@ -122,6 +124,7 @@ func roleAnswer() map[string]*framework.FieldSchema {
 		"retry_at":      stringField("Not before then a failed scheduled rotation is tried again, RFC 3339."),
 		"missed_nodes":  listField("Nodes that were passed over."),
 	}
+	maps.Copy(fields, ringAnswer())
 	maps.Copy(fields, scheduleAnswer())
 	return fields
 }
@@ -183,6 +186,7 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 		"last_rotation": formatTime(r.LastRotation), "suspended": r.Suspended,
 		"retry_at": formatTime(r.RetryAt),
 	}
+	describeRing(r, data)
 	describeSchedule(r, data)
 	describeRun(r, data)
 	return &logical.Response{Data: data}, nil
@@ -243,9 +247,9 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	if err := applyRole(r, k, c, req, d); err != nil {
 		return refuse("%v", err)
 	}
-	initial, err := initialMaterial(r, k, d)
+	initial, err := b.initialMaterial(ctx, r, k, d)
 	if err != nil {
-		return refuse("%v", err)
+		return nil, err
 	}
 	if err := b.applyDocument(ctx, r, req, d); err != nil {
 		return nil, err
@@ -394,8 +398,12 @@ func fixed(r *rotation.Role, d *framework.FieldData) error {
 		"kind": r.Kind, "connection": r.Connection, "username": r.Given.Username,
 		"document": r.Document, "field": r.Field, "username_field": r.UsernameField,
 	}
-	if r.Document != "" { // the role owns that field of it
+	if r.Document != "" { // the role owns those fields of it
 		fixed["previous_field"] = r.Given.PreviousField
+		fixed["next_field"], fixed["keys_field"] = r.Given.NextField, r.Given.KeysField
+	}
+	if r.Spec.Algorithm != "" { // a ring has keys of one algorithm: their material does not tell it
+		fixed["algorithm"] = r.Spec.Algorithm
 	}
 	for name, was := range fixed {
 		if v, ok := d.GetOk(name); ok && v.(string) != was {
@@ -434,7 +442,7 @@ func onlyWhileRotating(r *rotation.Role, req *logical.Request) error {
 
 // applyRole sets what was given and checks the whole.
 func applyRole(r *rotation.Role, k *kindEntry, c rotation.Config, req *logical.Request, d *framework.FieldData) error {
-	if err := kindFields(k, req); err != nil {
+	if err := kindFields(k, r, req); err != nil {
 		return err
 	}
 	setString(d, "description", &r.Description, "")
@@ -444,7 +452,13 @@ func applyRole(r *rotation.Role, k *kindEntry, c rotation.Config, req *logical.R
 	applySpec(&r.Given, d)
 	r.Spec = r.Given
 	r.Spec.Role = r.Name
+	if given := req.Data["propagation_delay"]; !cleared(given) && r.Given.PropagationDelay == 0 {
+		return fmt.Errorf("propagation_delay is %v; it must be at least 1s, or empty for the default", given)
+	}
 	if err := k.Complete(&r.Spec); err != nil {
+		return err
+	}
+	if err := checkRing(r); err != nil {
 		return err
 	}
 	if v, ok := d.GetOk("keep_versions"); ok {
@@ -467,22 +481,52 @@ func applySpec(s *kind.Spec, d *framework.FieldData) {
 	setString(d, "encoding", &s.Encoding, "")
 	setString(d, "prefix", &s.Prefix, "")
 	setString(d, "previous_field", &s.PreviousField, "")
+	setString(d, "algorithm", &s.Algorithm, "")
+	setString(d, "next_field", &s.NextField, "")
+	setString(d, "keys_field", &s.KeysField, "")
 	if v, ok := d.GetOk("length"); ok {
 		s.Length = int(v.(int64))
+	}
+	for name, to := range map[string]*time.Duration{
+		"max_token_ttl": &s.MaxTokenTTL, "propagation_delay": &s.PropagationDelay, "retire_after": &s.RetireAfter,
+	} {
+		if _, ok := d.GetOk(name); ok {
+			*to = duration(d, name)
+		}
+	}
+	for name, to := range map[string]*bool{
+		"require_reencryption_ack": &s.RequireReencryptionAck, "public_jwks": &s.PublicJWKS,
+	} {
+		if v, ok := d.GetOk(name); ok {
+			*to = v.(bool)
+		}
 	}
 }
 
 // kindFields refuses fields that another kind has.
-func kindFields(k *kindEntry, req *logical.Request) error {
-	if _, given := req.Data["document"]; !given && !slices.Contains(k.Fields(), "previous_field") && req.Data["previous_field"] != nil {
-		return fmt.Errorf("field %q is for roles of kind %s that fill a document; give document with it", "previous_field", k.Name())
-	}
-	for _, name := range []string{"username", "strategy", "password_policy", "length", "encoding", "prefix"} {
+func kindFields(k *kindEntry, r *rotation.Role, req *logical.Request) error {
+	for _, name := range kindsOwn {
 		if _, given := req.Data[name]; given && !slices.Contains(k.Fields(), name) {
 			return fmt.Errorf("field %q is not for kind %s, which takes %v beside the common ones", name, k.Name(), k.Fields())
 		}
 	}
+	if _, given := req.Data["document"]; given || r.Document != "" {
+		return nil
+	}
+	for _, name := range []string{"previous_field", "next_field", "keys_field"} {
+		alone := name == "previous_field" && slices.Contains(k.Fields(), name) // creds/ shows it too
+		if !alone && !cleared(req.Data[name]) {
+			return fmt.Errorf("field %q is for roles of kind %s that fill a document; give document with it", name, k.Name())
+		}
+	}
 	return nil
+}
+
+// kindsOwn are the fields that only some kinds have. A role of any kind has a
+// previous_field, where it fills a document.
+var kindsOwn = []string{
+	"username", "strategy", "password_policy", "length", "encoding", "prefix",
+	"algorithm", "max_token_ttl", "propagation_delay", "next_field", "keys_field", "retire_after", "require_reencryption_ack", "public_jwks",
 }
 
 // cleared reports whether a field was given as empty.
@@ -534,20 +578,24 @@ func (b *backend) permit(ctx context.Context, roles []*rotation.Role) []error {
 }
 
 // initialMaterial reads the secret that is to be adopted; nil for none.
-func initialMaterial(r *rotation.Role, k *kindEntry, d *framework.FieldData) (*kind.Material, error) {
+func (b *backend) initialMaterial(ctx context.Context, r *rotation.Role, k *kindEntry, d *framework.FieldData) (*kind.Material, error) {
 	right, wrong := "initial_value", "initial_password"
 	if k.ConnectionType() != "" {
 		right, wrong = wrong, right
 	}
 	if _, ok := d.GetOk(wrong); ok {
-		return nil, fmt.Errorf("field %q is not for kind %s; use %s", wrong, r.Kind, right)
+		return nil, badRequest("field %q is not for kind %s; use %s", wrong, r.Kind, right)
 	}
 	v, ok := d.GetOk(right)
 	if !ok {
 		return nil, nil
 	}
 	if err := k.CheckInitial(r.Spec, v.(string)); err != nil {
-		return nil, err
+		return nil, badRequest("%w", err)
+	}
+	if a, ok := k.Kind.(kind.Adopter); ok {
+		m, err := a.Adopt(ctx, r.Spec, v.(string), source{b})
+		return &m, err
 	}
 	return &kind.Material{Username: r.Spec.Username, Secret: v.(string)}, nil
 }

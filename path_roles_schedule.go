@@ -8,6 +8,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
 )
@@ -136,6 +137,10 @@ func applyGrace(r *rotation.Role, req *logical.Request, d *framework.FieldData) 
 	v, ok := req.Data["grace_period"]
 	if !ok {
 		return nil
+	}
+	if r.Spec.Strategy == kind.KeyRing && !cleared(v) {
+		return fmt.Errorf("grace_period is %v, but role %q is a key ring: its earlier keys stay for max_token_ttl (kind jwt), "+
+			"or until retire_after or retire/ (kind encryption-key); leave grace_period out", v, r.Name)
 	}
 	grace := duration(d, "grace_period")
 	r.GracePeriod = &grace

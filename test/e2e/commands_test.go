@@ -7,6 +7,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,6 +44,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 	repeatable := map[string]command{
 		"vault": runVault,
 		"redis": runRedis,
+		"http":  runHTTP,
 
 		"rabbitmq": runRabbitMQ,
 	}
@@ -80,7 +83,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 }
 
 // speaks are the commands whose silence, too, is the last output.
-var speaks = map[string]bool{"vault": true, "redis": true, "rabbitmq": true, "eventually": true}
+var speaks = map[string]bool{"vault": true, "redis": true, "http": true, "rabbitmq": true, "eventually": true}
 
 func adapt(name string, command command) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
@@ -120,6 +123,40 @@ func runVault(ctx context.Context, c call) error {
 		return fmt.Errorf("%w\n%s", err, stderr.String())
 	}
 	return nil
+}
+
+// runHTTP: http [-header 'NAME: VALUE'] PATH
+func runHTTP(ctx context.Context, c call) error {
+	flags := flag.NewFlagSet("http", flag.ContinueOnError)
+	flags.SetOutput(c.out)
+	header := flags.String("header", "", "a header of the request, 'NAME: VALUE'")
+	if err := flags.Parse(c.args); err != nil {
+		return err
+	}
+	if flags.NArg() != 1 {
+		return errors.New("usage: http [-header 'NAME: VALUE'] PATH")
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.ts.Getenv("VAULT_ADDR")+"/v1/"+flags.Arg(0), nil)
+	if err != nil {
+		return err
+	}
+	if name, value, ok := strings.Cut(*header, ": "); ok {
+		req.Header.Set(name, value)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	fmt.Fprintln(c.out, resp.Status)
+	for _, name := range slices.Sorted(maps.Keys(resp.Header)) {
+		if name != "Date" {
+			fmt.Fprintf(c.out, "%s: %s\n", name, strings.Join(resp.Header[name], ", "))
+		}
+	}
+	fmt.Fprintln(c.out)
+	_, err = io.Copy(c.out, resp.Body)
+	return err
 }
 
 // startRedis: redis-start [FLAGS] NAME [standalone|replicated|cluster]
@@ -408,7 +445,7 @@ func eventually(repeatable map[string]command) command {
 			args = args[1:]
 		}
 		if len(args) == 0 || repeatable[args[0]] == nil {
-			return errors.New("usage: eventually [-within 1m] [-stdout REGEXP] [!] vault|redis|rabbitmq ARGS...")
+			return errors.New("usage: eventually [-within 1m] [-stdout REGEXP] [!] vault|redis|http|rabbitmq ARGS...")
 		}
 		ctx, cancel := context.WithTimeout(ctx, *within)
 		defer cancel()

@@ -24,7 +24,8 @@ var fieldName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,253}$`)
 var taken = []string{
 	"value", "previous_value", "previous_valid_until",
 	"username", "password", "previous_username", "previous_password",
-	"private_key", "kid", "previous_private_key", "previous_kid",
+	"private_key", "public_key", "kid", "algorithm", "keys", "previous_private_key", "previous_public_key", "previous_kid",
+	"next_value", "next_public_key", "next_kid",
 	"version", "last_vault_rotation", "rotation_period", "rotation_schedule", "rotation_timezone", "rotation_window", "ttl",
 }
 
