@@ -32,9 +32,10 @@ type Entry struct {
 
 	TLS TLS `json:"tls,omitzero"`
 
-	Redis    *Redis    `json:"redis,omitempty"`
-	Vault    *Vault    `json:"vault,omitempty"`
-	RabbitMQ *RabbitMQ `json:"rabbitmq,omitempty"`
+	Redis      *Redis      `json:"redis,omitempty"`
+	Vault      *Vault      `json:"vault,omitempty"`
+	RabbitMQ   *RabbitMQ   `json:"rabbitmq,omitempty"`
+	PostgreSQL *PostgreSQL `json:"postgresql,omitempty"`
 
 	// Admin is the credential the engine itself logs in with. It is a managed
 	// credential like any other: several versions exist while it is rotated.

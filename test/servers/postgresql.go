@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
@@ -32,6 +33,7 @@ type PostgresOption func(*postgresOptions)
 type postgresOptions struct {
 	config []string
 	hba    []string
+	files  map[string]string
 }
 
 // WithPostgresConfig adds lines to postgresql.conf.
@@ -43,6 +45,15 @@ func WithPostgresConfig(lines ...string) PostgresOption {
 // are: SCRAM for everybody from this machine.
 func WithHBA(rules ...string) PostgresOption {
 	return func(o *postgresOptions) { o.hba = append(o.hba, rules...) }
+}
+
+// WithPostgresTLS lets clients speak TLS. The server shows cert, and trusts
+// certificates of clients that clientCA has signed.
+func WithPostgresTLS(cert, key, clientCA string) PostgresOption {
+	return func(o *postgresOptions) {
+		o.files = map[string]string{"server.crt": cert, "server.key": key, "clients.crt": clientCA}
+		o.config = append(o.config, "ssl = on", "ssl_ca_file = 'clients.crt'")
+	}
 }
 
 // PostgresNode is one PostgreSQL server.
@@ -262,7 +273,8 @@ func (n *PostgresNode) startAnywhere(ctx context.Context) (*PostgresNode, error)
 	return nil, lastErr
 }
 
-// writeSettings writes postgresql.conf and pg_hba.conf as a whole.
+// writeSettings writes postgresql.conf, pg_hba.conf and what they name as a
+// whole.
 func (n *PostgresNode) writeSettings() error {
 	conf := []string{
 		fmt.Sprintf("port = %d", n.port), "listen_addresses = '127.0.0.1'", "unix_socket_directories = ''",
@@ -274,9 +286,14 @@ func (n *PostgresNode) writeSettings() error {
 	}
 	hba := append(slices.Clone(n.options.hba),
 		"host all all 127.0.0.1/32 scram-sha-256", "host replication all 127.0.0.1/32 scram-sha-256")
-	for name, lines := range map[string][]string{"postgresql.conf": append(conf, n.options.config...), "pg_hba.conf": hba} {
+	files := map[string]string{
+		"postgresql.conf": strings.Join(append(conf, n.options.config...), "\n") + "\n",
+		"pg_hba.conf":     strings.Join(hba, "\n") + "\n",
+	}
+	maps.Copy(files, n.options.files)
+	for name, content := range files {
 		path := filepath.Join(n.data(), name)
-		if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
 		}
 		if err := n.account.own(path); err != nil {
