@@ -41,6 +41,7 @@ type connectionType struct {
 func connectionTypes() []connectionType {
 	return []connectionType{
 		redisConnection(),
+		postgresqlConnection(),
 		vaultConnection(),
 		rabbitmqConnection(),
 	}

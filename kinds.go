@@ -10,6 +10,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/apikey"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/encryptionkey"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/jwt"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/postgresql"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/rabbitmq"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/redis"
 )
@@ -25,6 +26,7 @@ type kindEntry struct {
 func kinds() []kindEntry {
 	return []kindEntry{
 		{Kind: redis.Kind{}, open: redis.Open},
+		{Kind: postgresql.Kind{}, open: postgresql.Open},
 		{Kind: apikey.Kind{}},
 		{Kind: jwt.Kind{}},
 		{Kind: encryptionkey.Kind{}},

@@ -80,7 +80,7 @@ func roleFields() map[string]*framework.FieldSchema {
 	sensitive := &framework.DisplayAttributes{Sensitive: true}
 	fields := map[string]*framework.FieldSchema{
 		"name":               nameField,
-		"kind":               {Type: framework.TypeString, Description: "Kind of secret, such as redis, rabbitmq or api-key. Given once."},
+		"kind":               {Type: framework.TypeString, Description: "Kind of secret, such as redis, postgresql, rabbitmq or api-key. Given once."},
 		"description":        {Type: framework.TypeString, Description: "A sentence for people, up to 1024 bytes."},
 		"connection":         {Type: framework.TypeString, Description: "Connection whose server holds the user. Given once."},
 		"username":           {Type: framework.TypeString, Description: "User under rotation. Given once."},

@@ -216,6 +216,9 @@ func (e *Entry) names() []string {
 	if e.RabbitMQ != nil {
 		out = append(out, e.RabbitMQ.Hosts()...)
 	}
+	if e.PostgreSQL != nil {
+		out = append(out, e.PostgreSQL.Hosts...)
+	}
 	return out
 }
 

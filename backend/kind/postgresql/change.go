@@ -26,7 +26,7 @@ func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outco
 	if err != nil {
 		return fail(err)
 	}
-	defer f.close()
+	defer f.close(ctx)
 	primary, err := f.primary()
 	if err != nil {
 		// A node that nobody reaches may be the primary; it is told apart from those

@@ -58,7 +58,7 @@ func entryOf(t testing.TB, url, username, password string) *connection.Entry {
 		Name: "test", Type: connection.TypePostgreSQL, PostgreSQL: &connection.PostgreSQL{URL: url},
 		Admin: connection.NewAdmin(kind.Material{Username: username, Secret: password}),
 	}
-	require.NoError(t, ValidateConfig(e.PostgreSQL))
+	require.NoError(t, ValidateConfig(e.PostgreSQL, e.TLS))
 	return e
 }
 

@@ -52,11 +52,11 @@ type fleet struct {
 }
 
 // close ends every session.
-func (f *fleet) close() {
+func (f *fleet) close(ctx context.Context) {
 	var sessions sync.WaitGroup
 	for _, n := range f.nodes {
 		if n.s != nil {
-			sessions.Go(n.s.close)
+			sessions.Go(func() { n.s.close(ctx) })
 		}
 	}
 	sessions.Wait()
@@ -90,13 +90,13 @@ func open(ctx context.Context, entry *connection.Entry) (*fleet, error) {
 		visits.Go(func() { n.visit(ctx, connectCtx, entry.Admin.Logins()) })
 	}
 	visits.Wait()
-	f.merge()
+	f.merge(ctx)
 	err = f.answered()
 	if err == nil {
 		err = f.related()
 	}
 	if err != nil {
-		f.close()
+		f.close(ctx)
 		return nil, err
 	}
 	return f, nil
@@ -122,7 +122,7 @@ func (n *node) visit(ctx, connectCtx context.Context, logins []kind.Material) {
 			return
 		}
 		if err == nil {
-			n.s, n.facts, err = s, facts{}, nil
+			n.s = s
 			n.err = n.learn(connectCtx)
 			return
 		}
@@ -169,7 +169,7 @@ func (n *node) learn(ctx context.Context) error {
 }
 
 // merge makes one node of several hosts that lead to one server.
-func (f *fleet) merge() {
+func (f *fleet) merge(ctx context.Context) {
 	var kept []*node
 	for _, n := range f.nodes {
 		i := slices.IndexFunc(kept, func(k *node) bool {
@@ -180,7 +180,7 @@ func (f *fleet) merge() {
 			continue
 		}
 		kept[i].aliases = append(kept[i].aliases, n.node)
-		n.s.close()
+		n.s.close(ctx)
 	}
 	f.nodes = kept
 }

@@ -73,9 +73,8 @@ func (d door) login(ctx, connectCtx context.Context, m kind.Material) (*session,
 	return s, heard, nil
 }
 
-func (s *session) close() {
-	// With a context that has ended it does not wait for the server.
-	ctx, cancel := context.WithTimeout(context.Background(), farewell)
+func (s *session) close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
 	defer cancel()
 	_ = s.conn.Close(ctx)
 	<-s.conn.CleanupDone()
@@ -203,7 +202,7 @@ func (d door) knock(ctx context.Context, m kind.Material) (v verdict, asked uint
 	s, heard, err := d.login(ctx, ctx, m)
 	if err == nil {
 		_, err = s.ask(ctx, "SELECT 1")
-		s.close()
+		s.close(ctx)
 		if err != nil {
 			return verdict{err: d.later(ctx, err, "answer a new session of user "+m.Username, m.Username)}, heard.asked
 		}

@@ -54,7 +54,7 @@ func shared(t testing.TB) *servers.PostgresNode {
 		return one.node
 	}
 	var err error
-	one.dir, err = os.MkdirTemp("", "postgresql-shared-")
+	one.dir, err = os.MkdirTemp("", "postgresql-shared-") //nolint:usetesting // it outlives the test
 	require.NoError(t, err)
 	one.authority, err = servers.NewAuthority()
 	require.NoError(t, err)

@@ -25,7 +25,7 @@ func (t *target) Preflight(ctx context.Context, users []kind.User) []kind.Findin
 	if err != nil {
 		return fail(err)
 	}
-	defer f.close()
+	defer f.close(ctx)
 	primary, err := f.primary()
 	if err != nil {
 		return fail(err)

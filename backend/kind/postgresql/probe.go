@@ -23,7 +23,7 @@ func (t *target) Probe(ctx context.Context, questions []kind.Question) []kind.An
 		}
 		return answers
 	}
-	defer f.close()
+	defer f.close(ctx)
 	// Without a primary a standby's answer is the best there is.
 	if primary, err := f.primary(); err == nil {
 		soon, cancel := within(ctx, 3, connectTimeout)

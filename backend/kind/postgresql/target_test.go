@@ -248,7 +248,7 @@ func TestALateChangeDoesNotLand(t *testing.T) {
 	ctx := within10s(t)
 	f, err := open(ctx, e)
 	require.NoError(t, err)
-	defer f.close()
+	defer f.close(ctx)
 	n := f.nodes[0]
 	verifier, err := verifierOf("late-password")
 	require.NoError(t, err)

@@ -41,13 +41,16 @@ var hostPattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9.])?
 // ValidateConfig fills in what follows from the postgresql fields of a
 // connection and refuses what cannot work, with one sentence that names the
 // field.
-func ValidateConfig(c *connection.PostgreSQL) error {
+func ValidateConfig(c *connection.PostgreSQL, t connection.TLS) error {
 	if c == nil || c.URL == "" {
 		return errors.New("connection_url is missing: give one such as postgresql://{{username}}:{{password}}@host:5432/postgres")
 	}
 	s, err := parse(c.URL)
 	if err != nil {
 		return err
+	}
+	if !s.tls && t != (connection.TLS{}) {
+		return errors.New("connection_url says sslmode=disable, and tls_ca, tls_cert, tls_server_name or tls_skip_verify are set: leave out one or the other")
 	}
 	c.Hosts = s.hosts
 	return nil

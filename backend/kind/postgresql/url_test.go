@@ -77,11 +77,15 @@ func TestConnectionURLsThatAreRefused(t *testing.T) {
 		"postgresql://db/?sslmode=hunter2":                      "sslmode",
 		"jdbc:postgresql://db/postgres?user=admin&password=hunter2&loginTimeout=10 x": "cannot be read",
 	} {
-		err := ValidateConfig(&connection.PostgreSQL{URL: text})
+		err := ValidateConfig(&connection.PostgreSQL{URL: text}, connection.TLS{})
 		require.Error(t, err, text)
 		require.ErrorContains(t, err, says, text)
 		require.ErrorContains(t, err, "connection_url", text)
 		require.NotContains(t, err.Error(), secret, text)
 	}
-	require.Error(t, ValidateConfig(nil))
+	require.Error(t, ValidateConfig(nil, connection.TLS{}))
+	plain := &connection.PostgreSQL{URL: "postgresql://db/?sslmode=disable"}
+	require.NoError(t, ValidateConfig(plain, connection.TLS{}))
+	require.Equal(t, []string{"db:5432"}, plain.Hosts)
+	require.ErrorContains(t, ValidateConfig(plain, connection.TLS{SkipVerify: true}), "sslmode=disable")
 }

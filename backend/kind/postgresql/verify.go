@@ -20,7 +20,7 @@ func Verify(ctx context.Context, entry *connection.Entry) (*connection.Info, err
 	if err != nil {
 		return nil, err
 	}
-	defer f.close()
+	defer f.close(ctx)
 	primary, err := f.primary()
 	if err != nil {
 		return nil, err

@@ -1,0 +1,168 @@
+package harmonyflow
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
+)
+
+// database starts a PostgreSQL with an admin that is no superuser and a user
+// app.
+func database(t testing.TB) *servers.PostgresNode {
+	t.Helper()
+	n := servers.Postgres(t)
+	require.NoError(t, n.Exec(t.Context(), "CREATE ROLE vault LOGIN CREATEROLE PASSWORD 'vault-secret-of-db'", "CREATE ROLE app LOGIN PASSWORD 'first-secret-of-app'"))
+	return n
+}
+
+// connectDatabase makes a connection to a PostgreSQL at address.
+func (m *mount) connectDatabase(name, address string, more map[string]any) reply {
+	m.Helper()
+	data := map[string]any{
+		"type": "postgresql", "connection_url": "postgresql://{{username}}:{{password}}@" + address + "/postgres?sslmode=disable",
+		"username": "vault", "password": "vault-secret-of-db", "allowed_roles": "*",
+	}
+	for k, v := range more {
+		data[k] = v
+	}
+	return m.write("connections/"+name, data)
+}
+
+func entersDatabase(t testing.TB, n *servers.PostgresNode, password any) bool {
+	t.Helper()
+	c, err := n.Login(t.Context(), "app", password.(string))
+	if err != nil {
+		require.ErrorContains(t, err, "28P01")
+		return false
+	}
+	require.NoError(t, c.Close(context.WithoutCancel(t.Context())))
+	return true
+}
+
+func TestPostgreSQL(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	n := database(t)
+	p := proxy(t, n.Addr)
+	r := m.connectDatabase("db", p.Addr(), nil)
+	require.Equal(t, http.StatusOK, r.code, r.message)
+	require.Equal(t, "a primary", r.data["summary"])
+	require.Contains(t, r.data["nodes"].([]string)[0], "primary, PostgreSQL ")
+	shown := m.read("connections/db").data
+	require.Equal(t, "vault", shown["username"])
+	require.NotContains(t, shown, "password")
+	require.True(t, strings.HasPrefix(shown["identity"].(string), "postgresql:"))
+
+	role := map[string]any{"kind": "postgresql", "connection": "db", "username": "app"}
+	refused := m.write("roles/app", role)
+	require.Equal(t, http.StatusConflict, refused.code, refused.message)
+	require.Contains(t, refused.message, "initial_password")
+	role["initial_password"] = "not-the-secret-of-app"
+	require.Contains(t, m.write("roles/app", role).message, "initial_password")
+	role["initial_password"] = "first-secret-of-app"
+	m.must("roles/app", role)
+	require.Equal(t, "first-secret-of-app", m.creds("app")["password"])
+	require.Equal(t, "app", m.creds("app")["username"])
+	require.Equal(t, "swap", m.read("roles/app").data["strategy"])
+
+	before, err := n.Log()
+	require.NoError(t, err)
+	m.must("rotate/postgresql/app", nil)
+	second := m.creds("app")
+	require.EqualValues(t, 2, second["version"])
+	require.NotContains(t, second, "previous_password", "one password a user")
+	require.True(t, entersDatabase(t, n, second["password"]))
+	require.False(t, entersDatabase(t, n, "first-secret-of-app"))
+	log, err := n.Log()
+	require.NoError(t, err)
+	require.Contains(t, string(log[len(before):]), `ALTER ROLE "app" PASSWORD 'SCRAM-SHA-256$4096:`)
+	require.NotContains(t, string(log[len(before):]), second["password"])
+
+	m.must("rollback/postgresql/app", nil)
+	require.EqualValues(t, 3, m.creds("app")["version"])
+	require.Equal(t, "first-secret-of-app", m.creds("app")["password"])
+	require.True(t, entersDatabase(t, n, "first-secret-of-app"))
+	require.False(t, entersDatabase(t, n, second["password"]))
+
+	// The server has applied the change, and the plugin dies before it hears of it.
+	p.LoseReplyTo("ALTER ROLE")
+	m.b.answerWithin = shortly
+	r = m.must("rotate/postgresql/app", nil)
+	require.EqualValues(t, 3, m.creds("app")["version"])
+	require.EqualValues(t, 0, m.creds("app")["ttl"])
+	m.b.Cleanup(context.Background())
+	p.Heal()
+	m.start()
+	require.Equal(t, string(rotation.Completed), m.ended(id(r))["state"])
+	fourth := m.creds("app")
+	require.EqualValues(t, 4, fourth["version"])
+	require.True(t, entersDatabase(t, n, fourth["password"]))
+
+	// What was changed by hand is refused until somebody says what counts.
+	require.NoError(t, n.Exec(t.Context(), "ALTER ROLE app PASSWORD 'by-hand-for-app'"))
+	r = m.write("rotate/postgresql/app", nil)
+	require.Contains(t, r.message, "reconcile/postgresql/app")
+	m.must("reconcile/postgresql/app", nil)
+	require.True(t, entersDatabase(t, n, fourth["password"]))
+	require.False(t, entersDatabase(t, n, "by-hand-for-app"))
+}
+
+func TestPostgreSQLThatIsKilled(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	n := database(t)
+	require.Equal(t, http.StatusOK, m.connectDatabase("db", n.Addr, nil).code)
+	m.must("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "app", "initial_password": "first-secret-of-app"})
+	require.NoError(t, n.Kill())
+	m.b.answerWithin = shortly
+	r := m.must("rotate/postgresql/app", nil)
+	require.NoError(t, n.Start(t.Context()))
+	require.Equal(t, string(rotation.Completed), m.ended(id(r))["state"])
+	require.True(t, entersDatabase(t, n, m.creds("app")["password"]))
+}
+
+func TestPostgreSQLConnectionsThatAreRefused(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	n := database(t)
+	for name, c := range map[string]struct {
+		more map[string]any
+		says string
+	}{
+		"a password in the URL": {map[string]any{"connection_url": "postgresql://vault:vault-secret-of-db@db/postgres"}, "holds a user"},
+		"a file":                {map[string]any{"connection_url": "postgresql://db/postgres?sslkey=/etc/passwd"}, "tls_key"},
+		"another type's field":  {map[string]any{"addresses": "db:6379"}, "addresses"},
+		"a wrong password":      {map[string]any{"password": "wrong-secret-of-db"}, "refuses the login"},
+		"an admin without rights": {
+			map[string]any{"username": "app", "password": "first-secret-of-app"}, "CREATEROLE",
+		},
+		"no TLS there":           {map[string]any{"connection_url": "postgresql://" + n.Addr + "/postgres"}, "does not speak TLS"},
+		"trust in what is plain": {map[string]any{"tls_skip_verify": true}, "sslmode=disable"},
+	} {
+		r := m.connectDatabase("db", n.Addr, c.more)
+		require.Equal(t, http.StatusBadRequest, r.code, name)
+		require.Contains(t, r.message, c.says, name)
+	}
+	require.Equal(t, http.StatusOK, m.connectDatabase("db", n.Addr, nil).code)
+	r := m.write("connections/db", map[string]any{"connection_url": "postgresql://elsewhere/postgres"})
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "give its password in the same request")
+	r = m.write("roles/own", map[string]any{"kind": "postgresql", "connection": "db", "username": "vault", "initial_password": "vault-secret-of-db"})
+	require.Contains(t, r.message, "admin user")
+	for _, field := range []string{"usernames", "valid_until", "close_connections", "allow_self_rotation"} {
+		r = m.write("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "app", "initial_password": "first-secret-of-app", field: "1"})
+		require.Equal(t, http.StatusBadRequest, r.code, field)
+	}
+	// Two connections to one server, and one user.
+	require.Equal(t, http.StatusOK, m.connectDatabase("again", proxy(t, n.Addr).Addr(), nil).code)
+	require.Equal(t, m.read("connections/db").data["identity"], m.read("connections/again").data["identity"])
+	m.must("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "app", "initial_password": "first-secret-of-app"})
+	r = m.write("roles/other", map[string]any{"kind": "postgresql", "connection": "again", "username": "app", "initial_password": "first-secret-of-app"})
+	require.Equal(t, http.StatusConflict, r.code, r.message)
+}
