@@ -102,6 +102,18 @@ func TestVaultConnection(t *testing.T) {
 		return nil
 	}))
 
+	// The engine looks after the token by itself, from when it starts.
+	p := proxy(t, strings.TrimPrefix(v.Address, "http://"))
+	m.must("connections/other", map[string]any{"address": "http://" + p.Addr(), "token": periodic.Auth.ClientToken, "verify_connection": false})
+	p.Cut(true)
+	m.restart()
+	require.Eventually(t, func() bool {
+		return strings.Contains(m.log.String(), "the token of a connection cannot be kept alive: connection=other")
+	}, patience, glance)
+	m.b.Cleanup(ctx)
+	require.ErrorContains(t, m.b.vaults.Do(ctx, "other", nil), "the engine is being stopped")
+	m.start()
+
 	// Nothing that stands there is told.
 	for _, secret := range []string{secretID, periodic.Auth.ClientToken, "wrong-secret-id", "listed-secret-1"} {
 		require.NotContains(t, m.told.String(), secret)

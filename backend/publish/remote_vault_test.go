@@ -3,14 +3,18 @@ package publish
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/api"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
@@ -184,4 +188,61 @@ func TestPublishToVault(t *testing.T) {
 	err = publish(map[string]string{"jwt-secret": "six"})
 	require.Equal(t, kind.Unavailable, classOf(err))
 	require.ErrorContains(t, err, "sealed")
+}
+
+// Two roles rotate fields of one secret of a real Vault, thirty times each, while
+// somebody patches a third: every version shows that no field ever goes back, and
+// there is one version for each change.
+func TestPublishersOfAVault(t *testing.T) {
+	const rounds = 30
+	ctx := t.Context()
+	v := servers.NewVault(t, servers.VaultOptions{NoMount: true})
+	root := v.Client()
+	clients := vault.New(func(_ context.Context, name string) (*connection.Entry, error) {
+		return &connection.Entry{
+			Name: name, Type: connection.TypeVault, Admin: connection.NewAdmin(kind.Material{Secret: v.Token}),
+			Vault: &connection.Vault{Address: v.Address, Auth: connection.AuthToken, AllowedPublishPaths: []string{"secret/app/*"}},
+		}, nil
+	}, hclog.NewNullLogger())
+	t.Cleanup(func() { clients.Close(context.Background()) })
+	r := NewRemote(clients)
+	require.NoError(t, root.KVv2("secret").PutMetadata(ctx, place.Path, api.KVMetadataPutInput{MaxVersions: 10 * rounds}))
+	start := map[string]any{"a": "0", "b": "0", "theirs": "0"}
+	_, err := root.KVv2("secret").Put(ctx, place.Path, start)
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	for _, field := range []string{"a", "b"} {
+		wg.Go(func() {
+			for i := 1; i <= rounds; i++ {
+				if !assert.NoError(t, r.Publish(ctx, place, map[string]string{field: fmt.Sprint(i)})) {
+					return
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for i := 1; i <= rounds; i++ {
+			_, err := root.KVv2("secret").Patch(ctx, place.Path, map[string]any{"theirs": fmt.Sprint(i)})
+			if !assert.NoError(t, err) {
+				return
+			}
+		}
+	})
+	wg.Wait()
+	last := map[string]int{}
+	for n := 1; n <= 1+3*rounds; n++ {
+		got, err := root.KVv2("secret").GetVersion(ctx, place.Path, n)
+		require.NoError(t, err)
+		require.Len(t, got.Data, len(start))
+		for field, value := range got.Data {
+			i, err := strconv.Atoi(value.(string))
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, i, last[field], "%s goes back in version %d", field, n)
+			last[field] = i
+		}
+	}
+	require.Equal(t, map[string]int{"a": rounds, "b": rounds, "theirs": rounds}, last)
+	now, err := root.KVv2("secret").GetMetadata(ctx, place.Path)
+	require.NoError(t, err)
+	require.Equal(t, 1+3*rounds, now.CurrentVersion)
 }
