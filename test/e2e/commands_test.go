@@ -47,6 +47,8 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"http":  runHTTP,
 
 		"rabbitmq": runRabbitMQ,
+
+		"postgresql": runPostgreSQL,
 	}
 	all := map[string]command{
 		"redis-start":   startRedis,
@@ -61,6 +63,15 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"rabbitmq-resume":     onBroker(func(b *broker) error { return b.Resume() }),
 		"rabbitmq-lose-reply": onBroker(func(b *broker) error { b.http.LoseReplyTo("PUT /api/users/"); return nil }),
 		"rabbitmq-heal":       onBroker(func(b *broker) error { b.http.Heal(); return nil }),
+
+		"postgresql-start":      startPostgreSQL,
+		"postgresql-kill":       onDatabase(func(d *database) error { return d.nodes[0].Kill() }),
+		"postgresql-restart":    onDatabase(func(d *database) error { return d.nodes[0].Start(context.Background()) }),
+		"postgresql-pause":      onDatabase(func(d *database) error { return d.nodes[0].Pause() }),
+		"postgresql-resume":     onDatabase(func(d *database) error { return d.nodes[0].Resume() }),
+		"postgresql-lose-reply": onDatabase(losePostgreSQLReplies),
+		"postgresql-heal":       onDatabase(healPostgreSQL),
+		"postgresql-log":        searchPostgreSQLLogs,
 
 		"own-vault":     ownVault,
 		"plugin-kill":   killPlugin,
@@ -83,7 +94,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 }
 
 // speaks are the commands whose silence, too, is the last output.
-var speaks = map[string]bool{"vault": true, "redis": true, "http": true, "rabbitmq": true, "eventually": true}
+var speaks = map[string]bool{"vault": true, "redis": true, "http": true, "rabbitmq": true, "postgresql": true, "eventually": true}
 
 func adapt(name string, command command) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
@@ -445,7 +456,7 @@ func eventually(repeatable map[string]command) command {
 			args = args[1:]
 		}
 		if len(args) == 0 || repeatable[args[0]] == nil {
-			return errors.New("usage: eventually [-within 1m] [-stdout REGEXP] [!] vault|redis|http|rabbitmq ARGS...")
+			return errors.New("usage: eventually [-within 1m] [-stdout REGEXP] [!] vault|redis|http|rabbitmq|postgresql ARGS...")
 		}
 		ctx, cancel := context.WithTimeout(ctx, *within)
 		defer cancel()

@@ -58,6 +58,7 @@ type script struct {
 	mount     string
 	redis     map[string]*servers.RedisSet
 	brokers   map[string]*broker
+	databases map[string]*database
 	dir       string
 	variables []string // of the environment that vault is run in
 }
@@ -65,7 +66,7 @@ type script struct {
 // setUp gives a script its mount and the environment of the vault CLI.
 func (r *run) setUp(env *testscript.Env) error {
 	s := &script{
-		run: r, vault: r.shared, redis: map[string]*servers.RedisSet{}, brokers: map[string]*broker{}, dir: env.WorkDir,
+		run: r, vault: r.shared, redis: map[string]*servers.RedisSet{}, brokers: map[string]*broker{}, databases: map[string]*database{}, dir: env.WorkDir,
 		mount: "harmonyflow-" + strings.TrimPrefix(filepath.Base(env.WorkDir), "script-"),
 	}
 	env.Values[scriptKey{}] = s
@@ -117,6 +118,9 @@ func (s *script) stop() error {
 	}
 	for _, b := range s.brokers {
 		err = errors.Join(err, b.stop())
+	}
+	for _, d := range s.databases {
+		err = errors.Join(err, d.stop())
 	}
 	return err
 }
