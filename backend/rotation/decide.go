@@ -20,6 +20,9 @@ const (
 	// unavailable before a rotation fails, or goes back.
 	preflightTimeout  = 20 * time.Second
 	credentialTimeout = 2 * time.Minute
+	// publishTimeout bounds how long another Vault may be unavailable before a
+	// rotation that can still go back does.
+	publishTimeout = 5 * time.Minute
 	// maxCalls is how often a target that says a change was made, and then
 	// shows that it was not, is asked again.
 	maxCalls = 3
@@ -39,7 +42,8 @@ const (
 	generate // new material
 	call     // Change; its attempt is stored
 	probe    // Probe
-	show     // the document
+	show     // what is served, where consumers read it
+	reach    // could it be published?
 	meet     // where the others of the unit stand
 	store    // Put the next state
 	finish   // the run has ended: store the outcome
@@ -73,8 +77,10 @@ type facts struct {
 	earlier *kind.Outcome
 	// published is set when the role's document shows what it should.
 	published bool
-	unit      *unit // where the others of the unit stand
-	permit    bool  // the stored attempt is this worker's own and not used yet
+	// reached is set when it was asked whether it could be published.
+	reached *reached
+	unit    *unit // where the others of the unit stand
+	permit  bool  // the stored attempt is this worker's own and not used yet
 
 	// Of secrets that another server keeps.
 	sight   *kind.Sight
@@ -228,6 +234,10 @@ func (d *decider) preflight() step {
 	switch {
 	case run.Recall != "":
 		return d.event(recall, run.Recall)
+	case d.unreached():
+		return step{act: reach}
+	case d.facts.reached != nil && d.facts.reached.err != nil:
+		return d.retry(d.facts.reached.err, bad)
 	case d.role.announces() && d.role.crowded() != "":
 		return d.event(bad, d.role.crowded())
 	case d.targetless:
@@ -440,32 +450,8 @@ func (d *decider) promoted(v *verdict) step {
 	}
 	next.advance(done, d.now) // promote → publish
 	if next.publishes() {
+		next.limitPublish(d.now)
 		return step{act: store, next: next}
-	}
-	return d.afterPublish(next)
-}
-
-// publish: the role's document is to show what is served. That is one write,
-// made by the engine; a role without a document never stops here.
-func (d *decider) publish() step {
-	run := d.role.Run
-	switch {
-	case run.Recall != "" && d.role.returnable():
-		return d.takeBack(run.Recall)
-	case !d.facts.published && d.role.Document != "":
-		return step{act: show}
-	}
-	next := d.role.clone()
-	next.Run.rest()
-	if next.ring() && run.Back {
-		next.date(run.To, d.now)
-	}
-	switch {
-	case run.Retired:
-		return d.endAs(next, Completed, nil)
-	case run.Back:
-		next.advance(done, d.now) // publish → apply, on the way back
-		return d.startUndo(next)
 	}
 	return d.afterPublish(next)
 }
@@ -567,7 +553,7 @@ func (d *decider) retire() step {
 // retired is reached when previous has been proven refused: it leaves the
 // role's document, if there is one.
 func (d *decider) retired(v *verdict) step {
-	if d.role.Document == "" {
+	if !d.role.shows() {
 		return d.end(Completed, v)
 	}
 	next := d.proven(v)
@@ -849,7 +835,7 @@ func (r *Role) advance(on event, now time.Time) {
 	r.Run.Retired = r.Run.Retired || l.ToRetired
 	r.Run.Ahead = l.ToAhead
 	r.Run.Deadline = time.Time{}
-	if !r.Run.Back && (l.To != Publish || r.Document != "") {
+	if !r.Run.Back && (l.To != Publish || r.shows()) {
 		r.mark(now, string(l.To))
 	}
 }

@@ -19,6 +19,11 @@ func (w *world) noteDocument(name string, value []byte) {
 	if err := jsonutil.DecodeJSON(value, next); err != nil {
 		w.violateLocked("document: %v", err)
 	}
+	w.noteShow(next)
+}
+
+// noteShow is noteDocument for what consumers read, wherever it stands.
+func (w *world) noteShow(next *publish.Document) {
 	if before := w.doc; before != nil {
 		changed := 0
 		for field, secret := range next.Body {
@@ -53,7 +58,7 @@ func (w *world) checkDocument() {
 	}
 	for _, r := range w.roles {
 		secret, ok := w.doc.Body[r.Field]
-		if !ok || r.Document == "" {
+		if !ok || !r.shows() {
 			continue
 		}
 		if r.ring() {
@@ -93,7 +98,7 @@ func (w *world) checkShown(r *Role, m kind.Material) {
 
 // checkPublished: at rest the document shows what is served, and nothing else.
 func (w *world) checkPublished(r *Role, m kind.Material) {
-	if r.Document == "" {
+	if !r.shows() {
 		return
 	}
 	if w.doc == nil || w.doc.Body[r.Field] != m.Secret {

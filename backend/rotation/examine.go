@@ -21,6 +21,7 @@ type Report struct {
 	Nodes []NodeReport
 	// Sight is what the server showed that keeps the secret itself.
 	Sight *kind.Sight
+	place error // why it could not be published
 }
 
 // NodeReport is what one node showed.
@@ -65,7 +66,23 @@ func (e *Engine) examine(ctx context.Context, roles []*Role) ([]Report, error) {
 			g.Go(func() error { return e.examineLane(ctx, batch, reports) })
 		}
 	}
-	return reports, g.Wait()
+	for i := range reports {
+		if r := reports[i].Role; !r.Place.Zero() {
+			g.Go(func() error {
+				call, cancel := context.WithTimeout(ctx, kind.CallTimeout)
+				defer cancel()
+				reports[i].place = e.reachPlace(call, r)
+				return nil
+			})
+		}
+	}
+	err := g.Wait()
+	for i := range reports {
+		if reports[i].Err == nil {
+			reports[i].Err = reports[i].place
+		}
+	}
+	return reports, err
 }
 
 func (e *Engine) examineLane(ctx context.Context, members []int, reports []Report) error {

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
-	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
@@ -172,13 +171,14 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	live = append(live, e.storeAll(append(by[store], by[finish]...))...)
 	live = append(live, e.publish(by[show])...)
 	live = append(live, e.meet(by[meet])...)
+	e.reach(by[reach])
 	e.inspect(by[inspect])
 	e.call(by[call])
 	e.probe(by[probe])
 	e.look(by[look])
 	e.turn(by[turn])
 	e.limit(by[limit])
-	there := slices.Concat(by[inspect], by[call], by[probe], by[look], by[turn], by[limit])
+	there := slices.Concat(by[inspect], by[reach], by[call], by[probe], by[look], by[turn], by[limit])
 	return append(live, there...), len(there) > 0
 }
 
@@ -300,50 +300,6 @@ func numberOf(v *version.Version) int {
 	}
 	return v.Number
 }
-
-// publish has documents show what their roles serve. A document that cannot be
-// written now is tried again.
-func (e *Engine) publish(jobs []*job) []*job {
-	var live []*job
-	for _, j := range jobs {
-		if err := e.publishRole(j); err != nil {
-			e.o.Logger.Warn("a document cannot be written; trying again", "document", j.role.Document, "role", j.role.Name, "error", err)
-			e.wake(j.role.lane(), j.role.Name, time.Now().Add(pause(2)))
-			continue
-		}
-		j.facts.published = true
-		live = append(live, j)
-	}
-	return live
-}
-
-// publishRole writes what a role serves, and what the others of its unit serve,
-// at once.
-func (e *Engine) publishRole(j *job) error {
-	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
-	defer cancel()
-	r := j.role
-	var views []publish.View
-	for _, shared := range j.facts.unit.sharing(r) {
-		v, err := shared.view(e.o.Kind(shared.Kind))
-		if err != nil {
-			return err
-		}
-		views = append(views, v)
-	}
-	if err := e.locks.lock(ctx, documentLock+r.Document); err != nil {
-		return err
-	}
-	defer e.locks.unlock(documentLock + r.Document)
-	if err := e.st.settle(ctx); err != nil {
-		return err
-	}
-	return e.o.Publish(ctx, r.Document, views)
-}
-
-// documentLock keeps the locks of documents apart from those of roles, whose
-// names hold no slash.
-const documentLock = "document/"
 
 // storeAll writes what was decided, each role on its own, and returns the jobs
 // that can go on. After any error a job is dropped: whether the write was

@@ -52,6 +52,18 @@ func (g guard) Change(ctx context.Context, changes []kind.Change) []kind.Outcome
 		func(err error) kind.Outcome { return kind.Outcome{Err: err} })
 }
 
+// guardedPublication is a call that publishes, or asks whether it could: one that
+// panics has no known outcome.
+func (e *Engine) guardedPublication(call func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			e.o.Logger.Error("publication panicked", "panic", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			err = fmt.Errorf("publication met a defect of the engine (%T); the log has more", p)
+		}
+	}()
+	return call()
+}
+
 func guardedCall[T any](e *Engine, n int, call func() []T, failed func(error) T) (out []T) {
 	fill := func(err error) {
 		out = make([]T, n)

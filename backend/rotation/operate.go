@@ -87,6 +87,7 @@ type Creation struct {
 	Initial     *kind.Material
 	Overwrite   bool
 	Target      string // identity of the target, "" where there is none
+	PlaceTarget string // the same of the Vault that the role is published to
 	RequestedBy Requester
 	// Check may refuse the role once nobody else can claim what it claims.
 	Check func(ctx context.Context, r *Role) error
@@ -147,7 +148,7 @@ func (e *Engine) newRole(ctx context.Context, c Creation, h *Header) (*Role, err
 	now := time.Now()
 	r := c.Role.clone()
 	r.Created = now.UTC()
-	r.Target = c.Target
+	r.Target, r.PlaceTarget = c.Target, c.PlaceTarget
 	t, err := e.st.Tombstone(ctx, r.Name)
 	if err != nil {
 		return nil, err
@@ -249,20 +250,29 @@ func (e *Engine) putClaim(ctx context.Context, c Claim) error {
 // documentTarget keeps documents apart from the identities of servers.
 const documentTarget = "document:"
 
+// placeTarget does so for secrets of other mounts.
+const placeTarget = "place:"
+
 // claims are what r owns alone.
 func (r *Role) claims() []Claim {
 	var out []Claim
 	if r.Target != "" {
 		out = append(out, Claim{Role: r.Name, Target: r.Target, Username: r.Spec.Owns()})
 	}
-	if r.Document != "" {
-		for _, field := range []string{r.Field, r.UsernameField, r.Spec.PreviousField} {
+	for _, place := range r.places() {
+		for _, field := range []string{r.Field, r.UsernameField, r.Spec.PreviousField, r.Spec.NextField, r.Spec.KeysField} {
 			if field != "" {
-				out = append(out, Claim{Role: r.Name, Target: documentTarget + r.Document, Username: field})
+				out = append(out, Claim{Role: r.Name, Target: place, Username: field})
 			}
 		}
 	}
 	return out
+}
+
+// placeTarget names the role's secret of another mount, whatever connection leads
+// there.
+func (r *Role) placeTarget() string {
+	return placeTarget + r.PlaceTarget + ":" + r.Place.String()
 }
 
 func (r *Role) holds(key string) bool {

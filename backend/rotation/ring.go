@@ -114,13 +114,13 @@ func (r *Role) outdated(now time.Time) (numbers []int) {
 // crowded says why there is no room to show a next key, or "".
 func (r *Role) crowded() string {
 	v := r.With(version.Previous)
-	if r.Document == "" || r.Spec.KeysField != "" || v == nil {
+	if !r.shows() || r.Spec.KeysField != "" || v == nil {
 		return ""
 	}
 	if source := r.Get(r.Run.Source); source != nil && source.Material.Same(v.Material) {
 		return "" // the two only swap places
 	}
-	return fmt.Sprintf("version %d of role %q is still needed, and its document has room for one earlier key only; "+
+	return fmt.Sprintf("version %d of role %q is still needed, and what consumers read has room for one earlier key only; "+
 		"retire it with retire/%s/%s version=%d, or wait until it retires", v.Number, r.Name, r.Kind, r.Name, v.Number)
 }
 
@@ -176,6 +176,7 @@ func (d *decider) announce() step {
 	next.advance(done, d.now) // test → publish, ahead
 	next.Announce()
 	next.Run.rest()
+	next.limitPublish(d.now)
 	return step{act: store, next: next}
 }
 

@@ -41,9 +41,13 @@ type Role struct {
 
 	// Document is the document that the role fills, Field where the secret goes
 	// in it and UsernameField where its user; Spec.PreviousField names the third.
-	Document      string `json:"document,omitempty"`
-	Field         string `json:"field,omitempty"`
-	UsernameField string `json:"username_field,omitempty"`
+	Document string `json:"document,omitempty"`
+	// Place is where the same fields are published to another mount; PlaceTarget is
+	// the identity of the Vault behind its connection when the role claimed them.
+	Place         publish.Place `json:"place,omitzero"`
+	PlaceTarget   string        `json:"place_target,omitempty"`
+	Field         string        `json:"field,omitempty"`
+	UsernameField string        `json:"username_field,omitempty"`
 
 	version.Set
 
@@ -260,8 +264,14 @@ func (run *Run) settled() bool {
 	return run.Back || run.Phase == Check || run.Phase == Grace || run.Retired || graceOver || run.Tries >= settleTries
 }
 
-// lane is what a role's work shares with that of others: kind and connection.
-func (r *Role) lane() string { return r.Kind + "/" + r.Connection }
+// lane is what a role's work shares with that of others: kind and connections.
+func (r *Role) lane() string {
+	lane := r.Kind + "/" + r.Connection
+	if c := r.Place.Connection; c != "" && c != r.Connection {
+		lane += "/" + c
+	}
+	return lane
+}
 
 // user names the role's user to its target. Nodes that the role remembers count
 // only as long as its connection was not written anew.
@@ -381,7 +391,10 @@ func (r *Role) returnable() bool {
 // publishes reports whether a run stops in the publish phase. Key rings do without
 // a document as well: what creds/ shows is stored before the time is counted that
 // consumers have to read it, because that write may take.
-func (r *Role) publishes() bool { return r.Document != "" || r.ring() }
+func (r *Role) publishes() bool { return r.shows() || r.ring() }
+
+// shows reports whether what the role serves is written where consumers read it.
+func (r *Role) shows() bool { return r.Document != "" || !r.Place.Zero() }
 
 // view is what the role's document has to show as things stand. The field of
 // the previous value is emptied, not removed: who reads it by name finds it.

@@ -257,6 +257,9 @@ func (c Claim) taken(owner string) string {
 	if document, ok := strings.CutPrefix(c.Target, documentTarget); ok {
 		return fmt.Sprintf("field %q of document %q belongs to role %q; one role owns a field", c.Username, document, owner)
 	}
+	if strings.HasPrefix(c.Target, placeTarget) {
+		return fmt.Sprintf("field %q of the secret that the role would be published to belongs to role %q; one role owns a field", c.Username, owner)
+	}
 	return fmt.Sprintf("user %q of this target belongs to role %q; one role owns a user", c.Username, owner)
 }
 

@@ -152,12 +152,16 @@ func (s shape) scenarios() []scenario {
 			w.until("the scheduled rotation", 5*time.Hour, func() bool { return w.roles["a"].LastRun != nil || w.dead() })
 			w.until("its end", 5*time.Hour, func() bool {
 				r := w.roles["a"]
-				return r.Run == nil && r.LastRun != nil && r.LastRun.State == Completed
+				return r.Run == nil && r.LastRun != nil && (r.LastRun.State == Completed || r.Suspended != "")
 			})
+			if w.role("a").Suspended != "" { // it was taken back; from there people go on
+				w.rotate("a")
+				w.idle("a")
+			}
 			w.unschedule("a")
 		}, check: serves("a", "m1")},
 		{name: "one of a unit goes back", seed: three, not: func(s shape) bool {
-			return !s.document || s.strategy == kind.Swap || s.strategy == kind.KeyRing && s.tokens == 0
+			return !s.document && !s.place || s.strategy == kind.Swap || s.strategy == kind.KeyRing && s.tokens == 0
 		}, steps: func(w *world) {
 			w.rotate("a", "b", "c")
 			w.phase("b", Grace)

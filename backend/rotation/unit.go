@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
-	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
 // Units. The roles of a rotation that fill one document go forward or back
@@ -17,33 +16,58 @@ import (
 // exclude each other, to retire and to go back after promotion, are made one at a
 // time (agreed).
 
-// unitsOf numbers the roles that share a document; a role that shares none is
-// left out.
+// unitsOf numbers the roles that share a document, or a secret of another mount,
+// with each other, directly or through a third; a role that shares none is left
+// out.
 func unitsOf(t Trigger, roles []*Role) map[string]int {
 	if t == Reconcile {
 		return nil // it publishes nothing
 	}
-	by := map[string][]*Role{}
-	var order []string
+	first := map[string]*Role{} // of each place
+	leader := map[string]string{}
+	var root func(name string) string
+	root = func(name string) string {
+		if up := leader[name]; up != "" && up != name {
+			leader[name] = root(up)
+			return leader[name]
+		}
+		return name
+	}
+	size := map[string]int{}
 	for _, r := range roles {
-		if r.Document != "" {
-			if by[r.Document] == nil {
-				order = append(order, r.Document)
+		for _, place := range r.places() {
+			if first[place] == nil {
+				first[place] = r
 			}
-			by[r.Document] = append(by[r.Document], r)
+			leader[root(r.Name)] = root(first[place].Name)
 		}
 	}
-	units, n := map[string]int{}, 0
-	for _, document := range order {
-		if len(by[document]) < 2 {
+	for _, r := range roles {
+		size[root(r.Name)]++
+	}
+	units, number := map[string]int{}, map[string]int{}
+	for _, r := range roles {
+		top := root(r.Name)
+		if size[top] < 2 {
 			continue
 		}
-		n++
-		for _, r := range by[document] {
-			units[r.Name] = n
+		if number[top] == 0 {
+			number[top] = len(number) + 1
 		}
+		units[r.Name] = number[top]
 	}
 	return units
+}
+
+// places name where the role is shown.
+func (r *Role) places() (places []string) {
+	if r.Document != "" {
+		places = append(places, documentTarget+r.Document)
+	}
+	if !r.Place.Zero() {
+		places = append(places, r.placeTarget())
+	}
+	return places
 }
 
 func (h *Header) unit(role string) int {
@@ -460,19 +484,4 @@ func (e *Engine) wakeUnit(id string, n int, except string) {
 		}
 	}
 	e.nudge()
-}
-
-// sharing are the roles of a unit that publish to the same place as r: what they
-// serve is written at once.
-func (u *unit) sharing(r *Role) []*Role {
-	roles := []*Role{r}
-	if u == nil {
-		return roles
-	}
-	for _, m := range u.others {
-		if m.run() != nil && m.role.Document == r.Document && m.role.With(version.Current) != nil {
-			roles = append(roles, m.role)
-		}
-	}
-	return roles
 }

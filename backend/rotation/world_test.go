@@ -75,6 +75,7 @@ type shape struct {
 	partial    bool
 	targetless bool
 	document   bool
+	place      bool          // a secret of another mount
 	tokens     time.Duration // of a key ring: how long what it signed is valid
 	// keeper: another server keeps the secret, and shows the number of its version
 	// or not; see keep_test.go.
@@ -87,6 +88,7 @@ var shapes = []shape{
 	{name: "targetless", strategy: kind.Overlap, targetless: true},
 	{name: "partial", strategy: kind.Overlap, nodes: 3, partial: true},
 	{name: "document", strategy: kind.Overlap, nodes: 2, document: true},
+	{name: "place", strategy: kind.Overlap, nodes: 1, place: true},
 	{name: "signing ring", strategy: kind.KeyRing, targetless: true, document: true, tokens: 20 * time.Minute},
 	{name: "encrypting ring", strategy: kind.KeyRing, targetless: true, document: true},
 	{name: "swap document", strategy: kind.Swap, nodes: 1, document: true},
@@ -185,6 +187,8 @@ func (w *world) launch() {
 		Keeper:     func(string, string) kind.Keeper { return &fakeKeeper{w: w, i: i} },
 		Generation: func(context.Context, string) (int, error) { return 0, nil },
 		Publish:    publish.NewDocuments(i.fence).Publish,
+		PublishTo:  i.publishTo,
+		Reach:      i.reach,
 		Active: func() bool {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -377,7 +381,13 @@ func (w *world) newRole(name string) *Role {
 		r.Spec.Username, r.Spec.Mount, r.Spec.Key = "", "mount", name
 	}
 	if w.shape.document { // all roles fill one
-		r.Document, r.Field, r.UsernameField = "doc", "secret-"+name, "user-"+name
+		r.Document = "doc"
+	}
+	if w.shape.place {
+		r.Place, r.PlaceTarget = publish.Place{Connection: "kv", Mount: "secret", Path: "app"}, "other"
+	}
+	if r.shows() {
+		r.Field, r.UsernameField = "secret-"+name, "user-"+name
 		if w.shape.strategy == kind.Overlap {
 			r.Spec.PreviousField = "previous-" + name
 		}

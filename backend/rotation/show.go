@@ -1,0 +1,243 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// What a role serves is shown where consumers read it: in a document of this
+// mount, which is one write to storage, and in a secret of another mount, which is
+// a call like one to a target: its attempt is stored first, and when nobody learns
+// what became of it nothing else is published there before it can no longer land.
+
+// reached is what became of asking whether a place could be written.
+type reached struct{ err error }
+
+// unreached reports whether preflight still has to ask about the role's place.
+func (d *decider) unreached() bool {
+	switch d.role.Run.Trigger {
+	case Reconcile, Retirement: // the one publishes nothing, the other must not fail
+		return false
+	}
+	return !d.role.Place.Zero() && d.facts.reached == nil
+}
+
+// limitPublish sets until when a promoted version may wait for its place before
+// it is taken back.
+func (r *Role) limitPublish(now time.Time) {
+	if r.Run.Phase == Publish && !r.Run.Back && !r.Place.Zero() {
+		r.Run.Deadline = now.Add(publishTimeout)
+	}
+}
+
+// publish: consumers are to read what is served. A role that is shown nowhere goes
+// on at once.
+func (d *decider) publish() step {
+	run, remote := d.role.Run, !d.role.Place.Zero()
+	switch {
+	case run.Recall != "" && d.role.returnable():
+		return d.takeBack(run.Recall)
+	case d.facts.published, !d.role.shows():
+		return d.shown()
+	case d.facts.outcome != nil:
+		return d.notShown(d.facts.outcome.Err)
+	case !remote, d.facts.permit:
+		return step{act: show}
+	case run.Attempt != nil && !run.Attempt.Landed: // nobody learnt what became of it
+		err := errors.New("a publication had no answer")
+		if d.expired() && d.mayTakeBack() {
+			return d.giveUp(err)
+		}
+		return d.sendAgain(goal{call: string(Publish)}, err)
+	}
+	return d.send(d.role.clone(), goal{call: string(Publish)})
+}
+
+// shown: consumers can read it.
+func (d *decider) shown() step {
+	run := d.role.Run
+	next := d.role.clone()
+	next.Run.rest()
+	if next.ring() && run.Back {
+		next.date(run.To, d.now)
+	}
+	switch {
+	case run.Retired:
+		return d.endAs(next, Completed, nil)
+	case run.Back:
+		next.advance(done, d.now) // publish → apply, on the way back
+		return d.startUndo(next)
+	}
+	return d.afterPublish(next)
+}
+
+// notShown goes back where waiting does not help, and tries again where it may, or
+// where there is no way back.
+func (d *decider) notShown(err error) step {
+	if d.mayTakeBack() && (kind.IsDefinite(err) || d.expired()) {
+		return d.giveUp(err)
+	}
+	return d.retry(err, bad)
+}
+
+// mayTakeBack reports whether the role, and its unit with it, can still go back.
+func (d *decider) mayTakeBack() bool {
+	u := d.facts.unit
+	return d.role.returnable() && (u == nil || u.fixed() == "")
+}
+
+// giveUp turns the run round: what could not be published is taken back.
+func (d *decider) giveUp(err error) step {
+	next := d.role.clone()
+	next.Run.rest()
+	next.Run.Recall = clip(fmt.Sprintf("not published to %s: %v", next.Place, err))
+	return step{act: store, next: next}
+}
+
+// reach asks whether places could be written, changing nothing.
+func (e *Engine) reach(jobs []*job) {
+	g := errgroup.Group{}
+	g.SetLimit(parallelPlaces)
+	for _, j := range jobs {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
+			defer cancel()
+			j.facts.reached = &reached{e.reachPlace(ctx, j.role)}
+			return nil
+		})
+	}
+	_ = g.Wait()
+}
+
+// parallelPlaces is how many secrets of other mounts are worked at at once.
+const parallelPlaces = 8
+
+func (e *Engine) reachPlace(ctx context.Context, r *Role) error {
+	if err := e.guardedPublication(func() error { return e.o.Reach(ctx, r.Place) }); err != nil {
+		return classed(err, "%s cannot be published to: %w", r.Place, err)
+	}
+	return nil
+}
+
+// classed is a new text of an error that keeps what it means.
+func classed(err error, format string, args ...any) error {
+	var k *kind.Error
+	wrapped := fmt.Errorf(format, args...)
+	if errors.As(err, &k) {
+		return &kind.Error{Class: k.Class, Err: wrapped}
+	}
+	return wrapped
+}
+
+// publish has consumers read what roles serve. What cannot be written to storage
+// now is tried again; what became of a call is for the decider.
+func (e *Engine) publish(jobs []*job) []*job {
+	keep := make([]bool, len(jobs))
+	g := errgroup.Group{}
+	g.SetLimit(parallelPlaces)
+	for i, j := range jobs {
+		g.Go(func() error {
+			keep[i] = e.publishRole(j)
+			return nil
+		})
+	}
+	_ = g.Wait()
+	var live []*job
+	for i, j := range jobs {
+		if keep[i] {
+			live = append(live, j)
+		}
+	}
+	return live
+}
+
+func (e *Engine) publishRole(j *job) (live bool) {
+	if !j.role.Place.Zero() {
+		err := e.publishPlace(j)
+		j.facts.permit, j.facts.outcome = false, &kind.Outcome{Err: err}
+		if err != nil {
+			return true
+		}
+	}
+	if j.role.Document != "" {
+		if err := e.publishDocument(j); err != nil {
+			e.o.Logger.Warn("a document cannot be written; trying again", "document", j.role.Document, "role", j.role.Name, "error", err)
+			e.wake(j.role.lane(), j.role.Name, time.Now().Add(pause(2)))
+			return false
+		}
+	}
+	j.facts.published = true
+	return true
+}
+
+// publishPlace writes what a role serves, and what the others of its unit serve
+// there, to a secret of another mount.
+func (e *Engine) publishPlace(j *job) error {
+	ctx, cancel := context.WithDeadline(e.ctx, j.role.Run.Attempt.Deadline)
+	defer cancel()
+	place := j.role.Place
+	views, err := e.views(j, func(o *Role) bool { return o.Place == place })
+	if err != nil {
+		return err
+	}
+	fields := map[string]string{}
+	for _, v := range views {
+		maps.Copy(fields, v.Fields)
+	}
+	return e.guardedPublication(func() error { return e.o.PublishTo(ctx, place, fields) })
+}
+
+// publishDocument writes what a role serves, and what the others of its unit serve
+// in its document, at once.
+func (e *Engine) publishDocument(j *job) error {
+	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
+	defer cancel()
+	document := j.role.Document
+	views, err := e.views(j, func(o *Role) bool { return o.Document == document })
+	if err != nil {
+		return err
+	}
+	if err := e.locks.lock(ctx, documentLock+document); err != nil {
+		return err
+	}
+	defer e.locks.unlock(documentLock + document)
+	if err := e.st.settle(ctx); err != nil {
+		return err
+	}
+	return e.o.Publish(ctx, document, views)
+}
+
+// documentLock keeps the locks of documents apart from those of roles, whose
+// names hold no slash.
+const documentLock = "document/"
+
+// views are what a role and those of its unit that publish to the same place have
+// to show.
+func (e *Engine) views(j *job, same func(*Role) bool) ([]publish.View, error) {
+	roles := []*Role{j.role}
+	if j.facts.unit != nil {
+		for _, m := range j.facts.unit.others {
+			if m.run() != nil && same(m.role) && m.role.With(version.Current) != nil {
+				roles = append(roles, m.role)
+			}
+		}
+	}
+	var views []publish.View
+	for _, r := range roles {
+		v, err := r.view(e.o.Kind(r.Kind))
+		if err != nil {
+			return nil, err
+		}
+		views = append(views, v)
+	}
+	return views, nil
+}
