@@ -595,7 +595,10 @@ func (b *backend) initialMaterial(ctx context.Context, r *rotation.Role, k *kind
 	}
 	if a, ok := k.Kind.(kind.Adopter); ok {
 		m, err := a.Adopt(ctx, r.Spec, v.(string), source{b})
-		return &m, err
+		if err != nil {
+			return nil, err
+		}
+		return &m, b.nameAsBefore(ctx, r, &m)
 	}
 	return &kind.Material{Username: r.Spec.Username, Secret: v.(string)}, nil
 }

@@ -1,6 +1,8 @@
 package harmonyflow
 
 import (
+	"context"
+
 	"github.com/hashicorp/vault/sdk/framework"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
@@ -46,4 +48,19 @@ func describeRing(r *rotation.Role, data map[string]any) {
 	} else {
 		data["retire_after"], data["require_reencryption_ack"] = seconds(s.RetireAfter), s.RequireReencryptionAck
 	}
+}
+
+// nameAsBefore gives a key that a deleted role had the id that it had there:
+// tokens and data name it by that.
+func (b *backend) nameAsBefore(ctx context.Context, r *rotation.Role, m *kind.Material) error {
+	t, err := b.engine.Store().Tombstone(ctx, r.Name)
+	if err != nil || t == nil || t.Role.Kind != r.Kind {
+		return err
+	}
+	for _, v := range t.Role.Versions {
+		if v.Material.Same(*m) && v.Material.KeyID != "" {
+			m.KeyID = v.Material.KeyID
+		}
+	}
+	return nil
 }

@@ -272,3 +272,21 @@ func TestRingRotates(t *testing.T) {
 	require.Equal(t, last["private_key"], shown["key"])
 	require.Empty(t, shown["next"])
 }
+
+// A key that is adopted again is named as what it made names it.
+func TestRingKeepsItsIDs(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	for _, data := range []map[string]any{jwtRole("HS256", nil), {"kind": "encryption-key"}} {
+		m.ended(id(m.must("roles/ring", data)))
+		before := m.creds("ring")
+		require.Equal(t, http.StatusNoContent, m.delete("roles/ring").code)
+		data["initial_value"] = before["value"]
+		m.ended(id(m.must("roles/ring", data)))
+		after := m.creds("ring")
+		require.Equal(t, before["value"], after["value"])
+		require.Equal(t, before["kid"], after["kid"])
+		require.Equal(t, before["keys"], after["keys"])
+		require.Equal(t, http.StatusNoContent, m.delete("roles/ring").code)
+	}
+}
