@@ -79,6 +79,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		Logger:     conf.Logger,
 		Kind:       b.kind,
 		Target:     b.target,
+		Keeper:     b.keeper,
 		Generation: b.connections.Generation,
 		Permit:     b.permit,
 		Source:     source{b},

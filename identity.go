@@ -244,7 +244,7 @@ func (b *backend) soleOwner(ctx context.Context, e *connection.Entry, r *rotatio
 	if err != nil {
 		return err
 	}
-	user := r.Spec.Username
+	user := r.Spec.Owns()
 	for _, k := range all {
 		if k.Name != e.Name && !k.Same(e) {
 			continue

@@ -5,21 +5,28 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hashicorp/vault/api"
+
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/apikey"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/databaseroot"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/encryptionkey"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/jwt"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/keeper"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/postgresql"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/rabbitmq"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/redis"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/transit"
 )
 
-// kindEntry is a kind and how its targets are reached; open is nil for kinds
-// that need no server.
+// kindEntry is a kind and how its targets are reached: open where a server is
+// told of new material, keep where one makes and keeps it; kinds that need no
+// server have neither.
 type kindEntry struct {
 	kind.Kind
 	open func(entry func(context.Context) (*connection.Entry, error)) kind.Target
+	keep func(keeper.Call) kind.Keeper
 }
 
 // kinds is the registry: a new kind is a folder and a line here.
@@ -31,6 +38,8 @@ func kinds() []kindEntry {
 		{Kind: jwt.Kind{}},
 		{Kind: encryptionkey.Kind{}},
 		{Kind: rabbitmq.Kind{}, open: rabbitmq.Open},
+		{Kind: transit.Kind{}, keep: transit.Open},
+		{Kind: databaseroot.Kind{}, keep: databaseroot.Open},
 	}
 }
 
@@ -62,5 +71,12 @@ func (b *backend) kindNames() string {
 func (b *backend) target(kindName, name string) kind.Target {
 	return b.entry(kindName).open(func(ctx context.Context) (*connection.Entry, error) {
 		return b.connections.Must(ctx, name)
+	})
+}
+
+// keeper returns the Vault behind a connection that keeps the secrets of a kind.
+func (b *backend) keeper(kindName, name string) kind.Keeper {
+	return b.entry(kindName).keep(func(ctx context.Context, f func(context.Context, *api.Client) error) error {
+		return b.vaults.Do(ctx, name, f)
 	})
 }

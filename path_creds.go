@@ -56,6 +56,9 @@ func (b *backend) readCreds(ctx context.Context, _ *logical.Request, d *framewor
 	if err != nil || r == nil {
 		return nil, err
 	}
+	if isKept(r) {
+		return nil, refuseKept(r, "there is nothing to read")
+	}
 	current := r.With(version.Current)
 	if current == nil {
 		return nil, conflict("role %q has no version yet; read roles/%s", r.Name, r.Name)

@@ -21,6 +21,9 @@ func (b *backend) reconcile(ctx context.Context, req *logical.Request, d *framew
 	if err != nil {
 		return nil, err
 	}
+	if isKept(r) {
+		return nil, refuseKept(r, "there is nothing to apply again")
+	}
 	if r.Connection == "" {
 		return refuse("roles of kind %s have no target to reconcile", r.Kind)
 	}

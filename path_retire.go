@@ -34,6 +34,13 @@ func (b *backend) retire(ctx context.Context, req *logical.Request, d *framework
 	case given && number < 1:
 		return refuse("version is %d; give the number of an earlier key, as roles/%s shows it", number, r.Name)
 	}
+	if isKept(r) {
+		return &logical.Response{Data: map[string]any{
+			"summary": fmt.Sprintf("nothing to retire: the versions of %s are kept by its Vault; min_decryption_version ends those of a transit key", r.Spec.Owns()),
+			"follow":  fmt.Sprintf("vault read %sverify/%s/%s", req.MountPoint, r.Kind, r.Name),
+			"state":   r.State(),
+		}}, nil
+	}
 	id, err := b.engine.Retire(ctx, r.Name, number, rotation.Request{RequestedBy: requester(req), Keys: requestKeys(req, d)})
 	if err != nil {
 		return nil, err

@@ -101,6 +101,7 @@ func roleFields() map[string]*framework.FieldSchema {
 		"allow_partial":      {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
 	}
 	maps.Copy(fields, ringFields())
+	maps.Copy(fields, keptFields())
 	maps.Copy(fields, scheduleFields())
 	return fields
 }
@@ -125,6 +126,7 @@ func roleAnswer() map[string]*framework.FieldSchema {
 		"missed_nodes":  listField("Nodes that were passed over."),
 	}
 	maps.Copy(fields, ringAnswer())
+	maps.Copy(fields, keptAnswer())
 	maps.Copy(fields, scheduleAnswer())
 	return fields
 }
@@ -187,6 +189,7 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 		"retry_at": formatTime(r.RetryAt),
 	}
 	describeRing(r, data)
+	describeKept(r, data)
 	describeSchedule(r, data)
 	describeRun(r, data)
 	return &logical.Response{Data: data}, nil
@@ -216,6 +219,9 @@ func versionInfo(r *rotation.Role) map[string]any {
 		}
 		if !v.Refused.IsZero() && !r.Served(v.Material) {
 			info["refused"] = formatTime(v.Refused)
+		}
+		if v.Evidence != "" {
+			info["evidence"] = v.Evidence
 		}
 		if v.CopyOf != 0 {
 			info["copy_of"] = int64(v.CopyOf)
@@ -397,6 +403,7 @@ func fixed(r *rotation.Role, d *framework.FieldData) error {
 	fixed := map[string]string{
 		"kind": r.Kind, "connection": r.Connection, "username": r.Given.Username,
 		"document": r.Document, "field": r.Field, "username_field": r.UsernameField,
+		"mount": r.Spec.Mount, "key": r.Spec.Key,
 	}
 	if r.Document != "" { // the role owns those fields of it
 		fixed["previous_field"] = r.Given.PreviousField
@@ -449,7 +456,9 @@ func applyRole(r *rotation.Role, k *kindEntry, c rotation.Config, req *logical.R
 	if len(r.Description) > 1024 {
 		return fmt.Errorf("description has %d bytes; at most 1024 are allowed", len(r.Description))
 	}
+	minimum := r.Given.MinDecryptionVersion
 	applySpec(&r.Given, d)
+	applyKeptSpec(&r.Given, d)
 	r.Spec = r.Given
 	r.Spec.Role = r.Name
 	if given := req.Data["propagation_delay"]; !cleared(given) && r.Given.PropagationDelay == 0 {
@@ -459,6 +468,9 @@ func applyRole(r *rotation.Role, k *kindEntry, c rotation.Config, req *logical.R
 		return err
 	}
 	if err := checkRing(r); err != nil {
+		return err
+	}
+	if err := checkKept(r, minimum, req); err != nil {
 		return err
 	}
 	if v, ok := d.GetOk("keep_versions"); ok {
@@ -526,6 +538,7 @@ func kindFields(k *kindEntry, r *rotation.Role, req *logical.Request) error {
 // previous_field, where it fills a document.
 var kindsOwn = []string{
 	"username", "strategy", "password_policy", "length", "encoding", "prefix",
+	"mount", "key", "min_decryption_version",
 	"algorithm", "max_token_ttl", "propagation_delay", "next_field", "keys_field", "retire_after", "require_reencryption_ack", "public_jwks",
 }
 
@@ -552,7 +565,7 @@ func (b *backend) usable(ctx context.Context, r *rotation.Role, k *kindEntry) (*
 
 // allows refuses a role that its connection does not serve.
 func allows(e *connection.Entry, r *rotation.Role) error {
-	user := r.Spec.Username
+	user := r.Spec.Owns()
 	switch {
 	case !e.AllowsRole(r.Name):
 		return kind.Definitely("connection %q does not allow role %q; add it to its allowed_roles", e.Name, r.Name)

@@ -2,6 +2,7 @@ package harmonyflow
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -21,6 +22,9 @@ func (b *backend) rollback(ctx context.Context, req *logical.Request, d *framewo
 	r, err := b.roleOf(ctx, d)
 	if err != nil {
 		return nil, err
+	}
+	if isKept(r) {
+		return nil, refuseKept(r, fmt.Sprintf("no earlier version can be put back, and rotate/%s/%s asks for a new one", r.Kind, r.Name))
 	}
 	asked := rotation.Request{Reason: d.Get("reason").(string), RequestedBy: requester(req), Keys: requestKeys(req, d)}
 	if r.Run == nil {

@@ -185,6 +185,9 @@ func (b *backend) plan(ctx context.Context, req *logical.Request, names []string
 	ready := 0
 	for i, rep := range reports {
 		line := fmt.Sprintf("would make version %d and retire %d (%s)", rep.Role.Set.Last+1, currentNumber(rep.Role), rep.Role.Spec.Strategy)
+		if isKept(rep.Role) {
+			line = planKept(rep)
+		}
 		problem := ""
 		switch {
 		case rep.Role.Run != nil:

@@ -24,7 +24,9 @@ func (b *backend) pathVerify() []*framework.Path {
 					"ok": boolField("Whether everything is as it should be."), "summary": stringField("In a sentence."),
 					"follow": stringField("The next command to type."), "state": stringField("State of the role."),
 					"version": intField("Current version."), "checks": {Type: framework.TypeSlice, Description: "One entry a node: what it accepts, by version."},
-					"notes": listField("Worth knowing."),
+					"notes":                  listField("Worth knowing."),
+					"key_version":            intField("Newest version of the key, of a transit role."),
+					"min_decryption_version": intField("Oldest version of the key that decrypts, of a transit role."),
 				},
 			}.handler(fields),
 		},
@@ -45,6 +47,9 @@ func (b *backend) verify(ctx context.Context, req *logical.Request, d *framework
 		return nil, err
 	}
 	rep := reports[0]
+	if isKept(rep.Role) {
+		return &logical.Response{Data: verifyKept(rep, req.MountPoint)}, nil
+	}
 	data := map[string]any{"state": rep.Role.State(), "version": currentNumber(rep.Role), "notes": orEmpty(rep.Notes)}
 	checks := make([]any, 0, len(rep.Nodes))
 	allGood := rep.Err == nil

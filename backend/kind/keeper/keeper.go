@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/vault"
 )
 
 // Call calls f with a client that is logged in to the Vault of one connection,
@@ -42,8 +43,7 @@ func Each[T any](subjects []kind.Subject, ask func(kind.Subject) T) []T {
 }
 
 var (
-	mountRegexp = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}){0,7}$`)
-	keyRegexp   = regexp.MustCompile(`^[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?$`)
+	keyRegexp = regexp.MustCompile(`^[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?$`)
 )
 
 // Complete fills in where the secret is kept, and refuses what is no such place.
@@ -52,9 +52,10 @@ func Complete(spec *kind.Spec, mount string) error {
 	if spec.Mount == "" {
 		spec.Mount = mount
 	}
+	if err := vault.CheckMount("mount", spec.Mount); err != nil {
+		return err
+	}
 	switch {
-	case !mountRegexp.MatchString(spec.Mount) || strings.Contains(spec.Mount, ".."):
-		return fmt.Errorf("mount is %.80q; give the path of a mount of the Vault behind the connection, without slashes at its ends", spec.Mount)
 	case spec.Key == "":
 		return errors.New("key is missing; give the name that the secret has at its mount")
 	case !keyRegexp.MatchString(spec.Key) || strings.Contains(spec.Key, ".."):
