@@ -62,8 +62,8 @@ func TestBadInput(t *testing.T) {
 	m, server, running := badMount(t)
 	cases := map[string]badCase{
 		// Roles.
-		"unknown kind":                   {path: "roles/new", data: map[string]any{"kind": "oracle"}, says: "allowed are redis, api-key"},
-		"no kind":                        {path: "roles/new", data: map[string]any{}, says: "allowed are redis, api-key"},
+		"unknown kind":                   {path: "roles/new", data: map[string]any{"kind": "oracle"}, says: "allowed are redis, "},
+		"no kind":                        {path: "roles/new", data: map[string]any{}, says: "allowed are redis, "},
 		"unknown connection":             {path: "roles/new", data: redisRole(map[string]any{"connection": "nowhere"}), says: "write connections/nowhere first"},
 		"no connection":                  {path: "roles/new", data: map[string]any{"kind": "redis", "username": "user-2"}, says: "connection is missing"},
 		"a connection where none is due": {path: "roles/new", data: apiKey(map[string]any{"connection": "cache"}), says: "need none"},
