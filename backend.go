@@ -84,6 +84,8 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		Permit:     b.permit,
 		Source:     source{b},
 		Publish:    b.documents.Publish,
+		PublishTo:  b.remote.Publish,
+		Reach:      b.reach,
 		Active:     b.active,
 	})
 	b.Backend = &framework.Backend{

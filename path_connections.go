@@ -221,7 +221,7 @@ func found(info *connection.Info) (summary string, nodes []string) {
 
 // userOf names a role that uses a connection; "" when none does.
 func (b *backend) userOf(ctx context.Context, name string) (string, error) {
-	return b.engine.Store().FirstRole(ctx, func(r *rotation.Role) bool { return r.Connection == name })
+	return b.engine.Store().FirstRole(ctx, func(r *rotation.Role) bool { return r.Connection == name || r.Place.Connection == name })
 }
 
 func setStrings(d *framework.FieldData, name string, to *[]string) {

@@ -132,14 +132,16 @@ func (b *backend) applyDocument(ctx context.Context, r *rotation.Role, req *logi
 
 func checkDocument(r *rotation.Role, hasUser bool) error {
 	previous := r.Spec.PreviousField
-	if r.Document == "" {
+	if !r.Shows() {
 		if r.Field != "" || r.UsernameField != "" {
-			return fmt.Errorf("field and username_field are fields of a document; give document with them")
+			return fmt.Errorf("field and username_field are fields of a document, or of a secret of another mount; give document or publish_connection with them")
 		}
 		return nil
 	}
-	if err := publish.CheckName(r.Document); err != nil {
-		return err
+	if r.Document != "" {
+		if err := publish.CheckName(r.Document); err != nil {
+			return err
+		}
 	}
 	if err := publish.CheckField("field", r.Field); err != nil {
 		return err
@@ -174,11 +176,15 @@ func checkDocument(r *rotation.Role, hasUser bool) error {
 // use: who verifies or decrypts would meet the next one only when it is used.
 func checkRing(r *rotation.Role) error {
 	s := r.Spec
-	if s.Strategy != kind.KeyRing || r.Document == "" || s.PreviousField != "" || s.KeysField != "" || s.PublicJWKS {
+	if s.Strategy != kind.KeyRing || !r.Shows() || s.PreviousField != "" || s.KeysField != "" || s.PublicJWKS {
 		return nil
 	}
-	return fmt.Errorf("document is %q, in which consumers see no key but the one in use, and so could not check what the next one makes; "+
-		"give keys_field or previous_field (for a key pair, public_jwks=true does as well)", r.Document)
+	where := r.Place.String()
+	if r.Document != "" {
+		where = "document " + r.Document
+	}
+	return fmt.Errorf("in %s consumers would see no key but the one in use, and so could not check what the next one makes; "+
+		"give keys_field or previous_field (for a key pair, public_jwks=true does as well)", where)
 }
 
 // holds reports whether what a field of a document holds is of the role's own
@@ -205,28 +211,37 @@ func holds(ring kind.Ring, r *rotation.Role, field, held string) bool {
 	return true
 }
 
-// unfilled refuses a role whose fields of its document hold something already
-// that nobody gave: consumers read it.
+// unfilled refuses a role whose fields hold something already, where it is to be
+// shown, that nobody gave: consumers read it.
 func (b *backend) unfilled(ctx context.Context, r *rotation.Role, overwrite bool) error {
-	if r.Document == "" || overwrite {
+	if !r.Shows() || overwrite {
 		return nil
 	}
-	doc, err := b.documents.Get(ctx, r.Document)
-	if err != nil || doc == nil {
+	places, err := b.shownAt(ctx, r)
+	if err != nil {
 		return err
 	}
+	for where, body := range places {
+		if err := b.unfilledIn(r, where, body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *backend) unfilledIn(r *rotation.Role, where string, body map[string]string) error {
 	ring, isRing := b.kind(r.Kind).(kind.Ring)
 	shown := map[string]string{r.UsernameField: r.Spec.Username}
 	if v := r.Get(r.Run.To); v != nil {
 		shown[r.Field] = v.Material.Secret
 	}
-	for _, field := range []string{r.Field, r.UsernameField, r.Spec.PreviousField, r.Spec.NextField, r.Spec.KeysField} {
-		held := doc.Body[field]
-		if isRing && field != "" && held != "" && holds(ring, r, field, held) {
+	for _, field := range r.Fields() {
+		held := body[field]
+		if isRing && held != "" && holds(ring, r, field, held) {
 			continue
 		}
-		if field != "" && held != "" && held != shown[field] {
-			return conflict("field %q of document %q holds a value already that no role owns and that was not given; give it as initial_password or initial_value, or set overwrite_existing=true to replace it", field, r.Document)
+		if held != "" && held != shown[field] {
+			return conflict("field %q of %s holds a value already that no role owns and that was not given; give it as initial_password or initial_value, or set overwrite_existing=true to replace it", field, where)
 		}
 	}
 	return nil

@@ -94,8 +94,8 @@ func roleFields() map[string]*framework.FieldSchema {
 		"prefix":             {Type: framework.TypeString, Description: "Put before each api-key."},
 		"previous_field":     {Type: framework.TypeString, Description: "Name under which creds/, and the role's document, also carry the previous secret during grace; makes the strategy of an api-key overlap. Key rings show it in their document only, and the next key before it is used where there is no next_field."},
 		"document":           {Type: framework.TypeString, Description: "Document that the role fills, read at data/<document>. Given once."},
-		"field":              {Type: framework.TypeString, Description: "Field of the document that holds the secret. Given once."},
-		"username_field":     {Type: framework.TypeString, Description: "Field of the document that holds the user. Given once."},
+		"field":              {Type: framework.TypeString, Description: "Field of the document, and of the secret of another mount, that holds the secret. Given once."},
+		"username_field":     {Type: framework.TypeString, Description: "Field that holds the user, likewise. Given once."},
 		"grace_period":       {Type: framework.TypeDurationSecond, Description: "How long the previous version stays accepted after promotion; empty for the mount's."},
 		"keep_versions":      {Type: framework.TypeInt64, Description: "How many versions are kept; 0 for the mount's. None that may still be accepted is ever forgotten."},
 		"allow_partial":      {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
@@ -103,6 +103,7 @@ func roleFields() map[string]*framework.FieldSchema {
 	maps.Copy(fields, ringFields())
 	maps.Copy(fields, keptFields())
 	maps.Copy(fields, scheduleFields())
+	maps.Copy(fields, publishFields())
 	return fields
 }
 
@@ -128,6 +129,7 @@ func roleAnswer() map[string]*framework.FieldSchema {
 	maps.Copy(fields, ringAnswer())
 	maps.Copy(fields, keptAnswer())
 	maps.Copy(fields, scheduleAnswer())
+	maps.Copy(fields, publishAnswer())
 	return fields
 }
 
@@ -191,6 +193,7 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 	describeRing(r, data)
 	describeKept(r, data)
 	describeSchedule(r, data)
+	describePlace(r, data)
 	describeRun(r, data)
 	return &logical.Response{Data: data}, nil
 }
@@ -257,6 +260,9 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	if err != nil {
 		return nil, err
 	}
+	if err := applyPlace(r, d); err != nil {
+		return nil, err
+	}
 	if err := b.applyDocument(ctx, r, req, d); err != nil {
 		return nil, err
 	}
@@ -309,6 +315,11 @@ func (b *backend) createdBy(ctx context.Context, name, request string) (*rotatio
 // create makes a role while its connection stays what it is.
 func (b *backend) create(ctx context.Context, k *kindEntry, c rotation.Creation) (*rotation.Header, error) {
 	c.Check = func(ctx context.Context, r *rotation.Role) error { return b.unfilled(ctx, r, c.Overwrite) }
+	releasePlace, err := b.holdPlace(ctx, &c)
+	if err != nil {
+		return nil, err
+	}
+	defer releasePlace()
 	if k.ConnectionType() == "" {
 		if c.Role.Connection != "" {
 			return nil, badRequest("connection is %.64q; roles of kind %s need none", c.Role.Connection, c.Role.Kind)
@@ -404,8 +415,9 @@ func fixed(r *rotation.Role, d *framework.FieldData) error {
 		"kind": r.Kind, "connection": r.Connection, "username": r.Given.Username,
 		"document": r.Document, "field": r.Field, "username_field": r.UsernameField,
 		"mount": r.Spec.Mount, "key": r.Spec.Key,
+		"publish_connection": r.Place.Connection, "publish_mount": r.Place.Mount, "publish_path": r.Place.Path,
 	}
-	if r.Document != "" { // the role owns those fields of it
+	if r.Shows() { // the role owns those fields of it
 		fixed["previous_field"] = r.Given.PreviousField
 		fixed["next_field"], fixed["keys_field"] = r.Given.NextField, r.Given.KeysField
 	}
@@ -522,13 +534,13 @@ func kindFields(k *kindEntry, r *rotation.Role, req *logical.Request) error {
 			return fmt.Errorf("field %q is not for kind %s, which takes %v beside the common ones", name, k.Name(), k.Fields())
 		}
 	}
-	if _, given := req.Data["document"]; given || r.Document != "" {
+	if !cleared(req.Data["document"]) || !cleared(req.Data["publish_connection"]) || r.Shows() {
 		return nil
 	}
 	for _, name := range []string{"previous_field", "next_field", "keys_field"} {
 		alone := name == "previous_field" && slices.Contains(k.Fields(), name) // creds/ shows it too
 		if !alone && !cleared(req.Data[name]) {
-			return fmt.Errorf("field %q is for roles of kind %s that fill a document; give document with it", name, k.Name())
+			return fmt.Errorf("field %q is for roles of kind %s that are shown to consumers; give document or publish_connection with it", name, k.Name())
 		}
 	}
 	return nil

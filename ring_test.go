@@ -290,3 +290,14 @@ func TestRingKeepsItsIDs(t *testing.T) {
 		require.Equal(t, http.StatusNoContent, m.delete("roles/ring").code)
 	}
 }
+
+// Every field of a document that a ring fills is its own.
+func TestRingOwnsItsFields(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	m.ended(id(m.must("roles/ring", jwtRole("HS256", map[string]any{"document": "app", "field": "f", "previous_field": "p", "next_field": "n", "keys_field": "k"}))))
+	for _, field := range []string{"f", "p", "n", "k"} {
+		r := m.write("roles/other", map[string]any{"kind": "api-key", "document": "app", "field": field, "overwrite_existing": true})
+		require.Equal(t, http.StatusConflict, r.code, "%s: %s", field, r.message)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -110,6 +111,19 @@ func (r *Remote) Held(ctx context.Context, place Place, fields []string) (map[st
 		return nil, err
 	}
 	return held, nil
+}
+
+// Check says why place could not be published to, and changes nothing.
+func (r *Remote) Check(ctx context.Context, place Place) error {
+	return r.at(ctx, place, func(ctx context.Context, s secret) error {
+		if _, err := s.read(ctx); err != nil {
+			return err
+		}
+		if err := s.checkMount(ctx); err != nil {
+			return err
+		}
+		return s.checkWritable(ctx)
+	})
 }
 
 // at calls do with the secret at place, if the connection allows it.
@@ -310,6 +324,22 @@ func (s secret) checkMount(ctx context.Context) error {
 		return s.notKV()
 	}
 	return nil
+}
+
+// checkWritable asks what the token may do with the secret. That may be asked by
+// everybody, unless a policy takes it away: then a write will tell.
+func (s secret) checkWritable(ctx context.Context) error {
+	may, err := s.client.Sys().CapabilitiesSelfWithContext(ctx, s.path())
+	if a := vault.AnswerOf(err); a != nil && a.Status == http.StatusForbidden {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if slices.Contains(may, "root") || slices.Contains(may, "create") && slices.Contains(may, "update") {
+		return nil
+	}
+	return kind.Definitely("the token of connection %q may not write %s; give its policy create, read and update on %s", s.place.Connection, s.place, s.path())
 }
 
 func (s secret) notKV() error {

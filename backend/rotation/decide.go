@@ -553,7 +553,7 @@ func (d *decider) retire() step {
 // retired is reached when previous has been proven refused: it leaves the
 // role's document, if there is one.
 func (d *decider) retired(v *verdict) step {
-	if !d.role.shows() {
+	if !d.role.Shows() {
 		return d.end(Completed, v)
 	}
 	next := d.proven(v)
@@ -835,7 +835,7 @@ func (r *Role) advance(on event, now time.Time) {
 	r.Run.Retired = r.Run.Retired || l.ToRetired
 	r.Run.Ahead = l.ToAhead
 	r.Run.Deadline = time.Time{}
-	if !r.Run.Back && (l.To != Publish || r.shows()) {
+	if !r.Run.Back && (l.To != Publish || r.Shows()) {
 		r.mark(now, string(l.To))
 	}
 }

@@ -58,7 +58,7 @@ func (w *world) checkDocument() {
 	}
 	for _, r := range w.roles {
 		secret, ok := w.doc.Body[r.Field]
-		if !ok || !r.shows() {
+		if !ok || !r.Shows() {
 			continue
 		}
 		if r.ring() {
@@ -98,7 +98,7 @@ func (w *world) checkShown(r *Role, m kind.Material) {
 
 // checkPublished: at rest the document shows what is served, and nothing else.
 func (w *world) checkPublished(r *Role, m kind.Material) {
-	if !r.shows() {
+	if !r.Shows() {
 		return
 	}
 	if w.doc == nil || w.doc.Body[r.Field] != m.Secret {

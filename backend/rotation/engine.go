@@ -41,10 +41,10 @@ type Options struct {
 	// under the document's lock and may be repeated.
 	Publish func(ctx context.Context, document string, views []publish.View) error
 	// PublishTo makes a secret of another mount hold fields, and leaves its others as
-	// they are; Reach says why that could not work, changing nothing. Neither sends
+	// they are; Reach says why a role's could not be written, changing nothing. Neither sends
 	// anything after its context has ended.
 	PublishTo func(ctx context.Context, place publish.Place, fields map[string]string) error
-	Reach     func(ctx context.Context, place publish.Place) error
+	Reach     func(ctx context.Context, r *Role) error
 	// Active reports whether this node may write and rotate: not on a standby,
 	// a secondary or a mount that is going away.
 	Active func() bool

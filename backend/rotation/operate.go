@@ -260,13 +260,17 @@ func (r *Role) claims() []Claim {
 		out = append(out, Claim{Role: r.Name, Target: r.Target, Username: r.Spec.Owns()})
 	}
 	for _, place := range r.places() {
-		for _, field := range []string{r.Field, r.UsernameField, r.Spec.PreviousField, r.Spec.NextField, r.Spec.KeysField} {
-			if field != "" {
-				out = append(out, Claim{Role: r.Name, Target: place, Username: field})
-			}
+		for _, field := range r.Fields() {
+			out = append(out, Claim{Role: r.Name, Target: place, Username: field})
 		}
 	}
 	return out
+}
+
+// Fields are those that the role fills where it is shown.
+func (r *Role) Fields() []string {
+	fields := []string{r.Field, r.UsernameField, r.Spec.PreviousField, r.Spec.NextField, r.Spec.KeysField}
+	return slices.DeleteFunc(fields, func(f string) bool { return f == "" })
 }
 
 // placeTarget names the role's secret of another mount, whatever connection leads

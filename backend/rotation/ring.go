@@ -114,7 +114,7 @@ func (r *Role) outdated(now time.Time) (numbers []int) {
 // crowded says why there is no room to show a next key, or "".
 func (r *Role) crowded() string {
 	v := r.With(version.Previous)
-	if !r.shows() || r.Spec.KeysField != "" || v == nil {
+	if !r.Shows() || r.Spec.KeysField != "" || r.Spec.PublicJWKS || v == nil {
 		return ""
 	}
 	if source := r.Get(r.Run.Source); source != nil && source.Material.Same(v.Material) {

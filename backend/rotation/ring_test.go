@@ -81,7 +81,7 @@ func (w *world) noteKeys(r *Role) {
 			if now.Sub(l.shown) < testDelay {
 				w.violateLocked("key %s of role %s is used %s after it was shown", current.Material.Secret, r.Name, now.Sub(l.shown))
 			}
-			if r.shows() && (l.published.IsZero() || now.Sub(l.published) < testDelay) {
+			if r.Shows() && (l.published.IsZero() || now.Sub(l.published) < testDelay) {
 				w.violateLocked("key %s of role %s is used, and its document has shown it since %s", current.Material.Secret, r.Name, l.published)
 			}
 		}

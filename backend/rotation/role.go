@@ -391,10 +391,10 @@ func (r *Role) returnable() bool {
 // publishes reports whether a run stops in the publish phase. Key rings do without
 // a document as well: what creds/ shows is stored before the time is counted that
 // consumers have to read it, because that write may take.
-func (r *Role) publishes() bool { return r.shows() || r.ring() }
+func (r *Role) publishes() bool { return r.Shows() || r.ring() }
 
-// shows reports whether what the role serves is written where consumers read it.
-func (r *Role) shows() bool { return r.Document != "" || !r.Place.Zero() }
+// Shows reports whether what the role serves is written where consumers read it.
+func (r *Role) Shows() bool { return r.Document != "" || !r.Place.Zero() }
 
 // view is what the role's document has to show as things stand. The field of
 // the previous value is emptied, not removed: who reads it by name finds it.

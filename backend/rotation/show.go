@@ -46,7 +46,7 @@ func (d *decider) publish() step {
 	switch {
 	case run.Recall != "" && d.role.returnable():
 		return d.takeBack(run.Recall)
-	case d.facts.published, !d.role.shows():
+	case d.facts.published, !d.role.Shows():
 		return d.shown()
 	case d.facts.outcome != nil:
 		return d.notShown(d.facts.outcome.Err)
@@ -122,7 +122,7 @@ func (e *Engine) reach(jobs []*job) {
 const parallelPlaces = 8
 
 func (e *Engine) reachPlace(ctx context.Context, r *Role) error {
-	if err := e.guardedPublication(func() error { return e.o.Reach(ctx, r.Place) }); err != nil {
+	if err := e.guardedPublication(func() error { return e.o.Reach(ctx, r) }); err != nil {
 		return classed(err, "%s cannot be published to: %w", r.Place, err)
 	}
 	return nil

@@ -44,7 +44,7 @@ func (i *instance) publishTo(ctx context.Context, _ publish.Place, fields map[st
 	return nil
 }
 
-func (i *instance) reach(ctx context.Context, _ publish.Place) error {
+func (i *instance) reach(ctx context.Context, _ *Role) error {
 	what, err := (&fakeTarget{w: i.w, i: i}).enter(ctx, "preflight")
 	if what == rejects {
 		return kind.Definitely("injected: not allowed")

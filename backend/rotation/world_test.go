@@ -386,7 +386,7 @@ func (w *world) newRole(name string) *Role {
 	if w.shape.place {
 		r.Place, r.PlaceTarget = publish.Place{Connection: "kv", Mount: "secret", Path: "app"}, "other"
 	}
-	if r.shows() {
+	if r.Shows() {
 		r.Field, r.UsernameField = "secret-"+name, "user-"+name
 		if w.shape.strategy == kind.Overlap {
 			r.Spec.PreviousField = "previous-" + name
