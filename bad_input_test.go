@@ -271,7 +271,7 @@ func (m *mount) refuses(t *testing.T, server *servers.RedisNode, c badCase) {
 	require.Equal(t, c.code, r.code, "%s (%v)", r.message, r.data)
 	require.Contains(t, r.message, c.says)
 	if c.says != "" {
-		require.Less(t, len(r.message), 700, "a sentence")
+		require.Less(t, len(r.message), 1000, "a sentence")
 		require.NotContains(t, r.message, "\n")
 		require.NotContains(t, r.message, "\x1b")
 		require.NotContains(t, r.message, "%!")
