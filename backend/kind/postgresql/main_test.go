@@ -2,6 +2,7 @@ package postgresql
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -9,10 +10,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -24,24 +25,20 @@ var one struct {
 	authority *servers.Authority
 }
 
-// running ends that server before it is looked for goroutines left behind.
-type running struct{ *testing.M }
-
-func (r running) Run() int {
-	code := r.M.Run()
-	one.Lock()
-	defer one.Unlock()
+func TestMain(m *testing.M) {
+	code := m.Run()
 	if one.node != nil {
-		if err := one.node.Abort(); err != nil {
+		if err := errors.Join(one.node.Abort(), os.RemoveAll(one.dir)); err != nil {
 			fmt.Fprintln(os.Stderr, "clean up:", err)
 			code = 1
 		}
-		_ = os.RemoveAll(one.dir)
 	}
-	return code
+	if err := leaks.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
 }
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(running{m}) }
 
 // shared returns a server with rules for users of some names: those that begin
 // with trusted- need no password, those with plain- send it as it is, and those

@@ -378,6 +378,25 @@ func TestTwoHostsOfOneServer(t *testing.T) {
 	require.Equal(t, []string{"localhost" + port}, info.Nodes[0].Aliases)
 }
 
+// Without the right to see the identifier a server is known by its hosts, and
+// for now by when it was started.
+func TestAServerThatDoesNotSayWhoItIs(t *testing.T) {
+	e := sharedEntry(t)
+	known, err := Verify(within10s(t), e)
+	require.NoError(t, err)
+	require.NoError(t, shared(t).Exec(t.Context(), "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC"))
+	t.Cleanup(func() {
+		require.NoError(t, shared(t).Exec(context.Background(), "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC"))
+	})
+	info, err := Verify(within10s(t), e)
+	require.NoError(t, err)
+	require.True(t, strings.HasPrefix(info.Identity, "postgresql-hosts:"))
+	require.Len(t, info.Warnings, 1)
+	require.Contains(t, info.Warnings[0], "pg_control_system")
+	require.Equal(t, known.RunIDs, info.RunIDs)
+	require.Subset(t, known.Members, info.Members)
+}
+
 func TestTLS(t *testing.T) {
 	node := shared(t)
 	port := node.Addr[strings.LastIndexByte(node.Addr, ':'):]

@@ -45,7 +45,7 @@ func Verify(ctx context.Context, entry *connection.Entry) (*connection.Info, err
 				standbys++
 			}
 			shown.Note = role + ", PostgreSQL " + n.facts.version
-			info.RunIDs = append(info.RunIDs, "postgresql:"+n.facts.system+":"+n.facts.started)
+			info.RunIDs = append(info.RunIDs, "postgresql:"+n.facts.started)
 		}
 		info.Nodes = append(info.Nodes, shown)
 	}
