@@ -490,13 +490,19 @@ type gate struct {
 	arrived chan string
 }
 
-func (g *gate) pass(actor string) {
+func (g *gate) pass(ctx context.Context, actor string) {
 	c := make(chan struct{})
 	g.mu.Lock()
 	g.waiting[actor] = c
 	g.mu.Unlock()
-	g.arrived <- actor
-	<-c
+	select {
+	case g.arrived <- actor:
+	case <-ctx.Done():
+	}
+	select {
+	case <-c:
+	case <-ctx.Done():
+	}
 }
 
 // Two roles publish different fields of one secret, each until it succeeds, while
@@ -516,8 +522,13 @@ func TestPublishersNeverLoseAField(t *testing.T) {
 		now := newKV(map[string]any{"a": "0", "b": "0", "theirs": json.Number("0")})
 		g := &gate{waiting: map[string]chan struct{}{}, arrived: make(chan string, 8)}
 		verdicts := map[string]fault{}
-		now.fault = func(step, actor string) fault {
-			g.pass(actor)
+		// A check may end anywhere, by a draw that fails.
+		var publishers sync.WaitGroup
+		ctx, end := context.WithCancel(context.Background())
+		defer publishers.Wait()
+		defer end()
+		now.fault = func(_, actor string) fault {
+			g.pass(ctx, actor)
 			mu.Lock()
 			defer mu.Unlock()
 			return verdicts[actor]
@@ -527,17 +538,17 @@ func TestPublishersNeverLoseAField(t *testing.T) {
 		mu.Unlock()
 		done := make(chan string, 2)
 		for _, actor := range []string{"a", "b"} {
-			go func() {
-				for {
-					at := place
-					at.Connection = actor
-					if r.Publish(context.Background(), at, map[string]string{actor: "1"}) == nil {
-						break
+			publishers.Go(func() {
+				at := place
+				at.Connection = actor
+				for r.Publish(ctx, at, map[string]string{actor: "1"}) != nil {
+					if ctx.Err() != nil {
+						return
 					}
 				}
 				done <- actor
 				g.arrived <- actor
-			}()
+			})
 		}
 		running, foreigners, faults := 2, rapid.IntRange(0, 5).Draw(rt, "foreign writes"), 6
 		wrote := 0
