@@ -36,8 +36,11 @@
 //   - Material is forgotten only after every known node was seen to refuse it
 //     (version.Set.Prune).
 //
+// A secret that another server makes and keeps has a shorter machine (keep.go):
+// it is asked for a new version once, and nothing is served or taken back here.
+//
 // decide.go is the machine: state, facts and a clock in, one step out, no I/O.
 // phase.go is its transition table, as data. execute.go does the steps for many
 // roles at once; engine.go decides when; begin.go, operate.go and due.go are the
-// ways in. The package knows no target: it sees kind.Target.
+// ways in. The package knows no target: it sees kind.Target and kind.Keeper.
 package rotation

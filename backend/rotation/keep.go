@@ -24,6 +24,9 @@ import (
 // number is never asked twice for one request: the rotation fails, says so, and
 // the role's schedule stops until somebody has looked.
 
+// unknownOutcome begins the error of a call that may or may not have been done.
+const unknownOutcome = "the outcome of a call is unknown: "
+
 // keptTransitions are the machine of such roles. There is no way back: what
 // fails after the server was asked fails where it stands.
 var keptTransitions = []leg{
@@ -188,7 +191,7 @@ func (d *decider) outcomeUnknown(err error) step {
 	next := d.role.clone()
 	run := next.Run
 	run.Tries++
-	run.Error = clip("the outcome of a call is unknown: " + err.Error())
+	run.Error = clip(unknownOutcome + err.Error())
 	next.mark(d.now, run.Error)
 	return step{act: store, next: next}
 }
@@ -206,7 +209,7 @@ func (d *decider) turnDone(next *Role) step {
 func (d *decider) unknown() step {
 	r, reason := d.role, "a call was interrupted"
 	if r.Run.Error != "" {
-		reason = r.Run.Error
+		reason = strings.TrimPrefix(r.Run.Error, unknownOutcome)
 	}
 	s := d.fails(fmt.Sprintf("whether %s was rotated is unknown; check at its server that it still works, then rotate/%s/%s "+
 		"rotates it again (nothing does so by itself): %s", r.Spec.Owns(), r.Kind, r.Name, reason))

@@ -301,15 +301,17 @@ func printReply(out io.Writer, reply any) {
 	}
 }
 
-// ownVault: own-vault [dev|raft]
+// ownVault: own-vault [dev|raft|full]
 func ownVault(ctx context.Context, c call) error {
 	options := servers.VaultOptions{NoMount: true, Race: raceEnabled, Dir: filepath.Join(c.dir, ".vault")}
 	switch strings.Join(c.args, " ") {
 	case "raft":
 		options.Raft = true
+	case "full":
+		options.Binary = os.Getenv(fullVault)
 	case "dev", "":
 	default:
-		return errors.New("usage: own-vault [dev|raft]")
+		return errors.New("usage: own-vault [dev|raft|full]")
 	}
 	if c.ownsVault() {
 		return errors.New("this script has a vault of its own already")
