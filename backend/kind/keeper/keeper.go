@@ -42,9 +42,7 @@ func Each[T any](subjects []kind.Subject, ask func(kind.Subject) T) []T {
 	return out
 }
 
-var (
-	keyRegexp = regexp.MustCompile(`^[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?$`)
-)
+var keyRegexp = regexp.MustCompile(`^[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?$`)
 
 // Complete fills in where the secret is kept, and refuses what is no such place.
 func Complete(spec *kind.Spec, mount string) error {

@@ -177,8 +177,16 @@ func TestComplete(t *testing.T) {
 	require.Equal(t, kind.Spec{Key: "orders", Mount: "transit", Strategy: kind.Kept}, spec)
 	require.Equal(t, "transit/orders", spec.Owns())
 	for _, bad := range []kind.Spec{
-		{}, {Key: "a/b"}, {Key: "a..b"}, {Key: "a b"}, {Key: "a\n"}, {Key: "?x"},
-		{Key: "a", Mount: "/transit"}, {Key: "a", Mount: "transit/"}, {Key: "a", Mount: "../sys"}, {Key: "a", Mount: "sys?x"},
+		{},
+		{Key: "a/b"},
+		{Key: "a..b"},
+		{Key: "a b"},
+		{Key: "a\n"},
+		{Key: "?x"},
+		{Key: "a", Mount: "/transit"},
+		{Key: "a", Mount: "transit/"},
+		{Key: "a", Mount: "../sys"},
+		{Key: "a", Mount: "sys?x"},
 	} {
 		require.Error(t, keeper.Complete(&bad, "transit"), "%+v", bad)
 	}
