@@ -456,7 +456,7 @@ func (f *fakeTarget) change(c kind.Change, what fault) kind.Outcome {
 		switch {
 		case n.down:
 			err = errDown
-		case what == rejects, what == rejectsOne && i == 0:
+		case what == rejects, what == rejectsOne && i == 0, c.Username == w.rejected:
 			err = kind.Definitely("injected: refused by policy")
 		case what == diesBetween && i > 0, what == oneNodeOnly && i > 0, what == rejectsOne:
 			err = errInjected

@@ -332,8 +332,9 @@ func (d *decider) graceOver() bool {
 func (d *decider) guarded(s step) step {
 	if u := d.facts.unit; u != nil {
 		hurried := d.role.Run.RetireNow || u.hurried()
+		stays := d.role.Run.Promoted && !d.role.returnable()
 		s.guard = func(u *unit) bool {
-			if u.failure() != "" && u.fixed() != "" {
+			if u.failure() != "" && (stays || u.fixed() != "") {
 				u = u.succeeding()
 			}
 			return u.all(u.over(hurried))

@@ -55,6 +55,7 @@ type world struct {
 	writeFault   fault // what the next write but writeFaultIn under a prefix meets
 	writeFaultIn int
 	writeFaultAt string
+	rejected     string // user for whom no node changes anything
 
 	generated int
 	broken    []string
