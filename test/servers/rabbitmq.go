@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,6 +41,7 @@ type rabbitmqOptions struct {
 	config  []string
 	plugins []string
 	tls     *Authority
+	joins   *RabbitMQNode
 }
 
 // WithRabbitMQConfig adds lines to rabbitmq.conf.
@@ -58,6 +60,12 @@ func WithRabbitMQTLS(a *Authority) RabbitMQOption {
 	return func(o *rabbitmqOptions) { o.tls = a }
 }
 
+// WithRabbitMQCluster makes the broker join the cluster of n when it is started
+// first.
+func WithRabbitMQCluster(n *RabbitMQNode) RabbitMQOption {
+	return func(o *rabbitmqOptions) { o.joins = n }
+}
+
 // RabbitMQNode is one broker: a node of RabbitMQ with its management API.
 type RabbitMQNode struct {
 	Name           string // as the cluster knows it
@@ -69,9 +77,42 @@ type RabbitMQNode struct {
 
 	options rabbitmqOptions
 	ports   map[string]int
-	epmd    *process // the port mapper of its Erlang, which would outlive it
+	mapper  *portMapper
 	mu      sync.Mutex
 	proc    *process
+}
+
+// portMapper is the epmd of brokers that belong together, which would outlive
+// them.
+type portMapper struct {
+	dir  string
+	port int
+
+	mu   sync.Mutex
+	proc *process
+}
+
+func (p *portMapper) start() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.proc != nil && p.proc.running() {
+		return nil
+	}
+	proc, err := start(p.dir, "epmd", "-port", fmt.Sprint(p.port), "-address", "127.0.0.1")
+	if err != nil {
+		return fmt.Errorf("%w: install the Debian package rabbitmq-server", err)
+	}
+	p.proc = proc
+	return nil
+}
+
+func (p *portMapper) end() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.proc == nil {
+		return nil
+	}
+	return p.proc.end(syscall.SIGKILL)
 }
 
 // StartRabbitMQ starts one broker with its files below dir.
@@ -120,6 +161,12 @@ func newRabbitMQ(dir string, opts []RabbitMQOption) (*RabbitMQNode, error) {
 	}
 	n.Name = fmt.Sprintf("broker-%d@localhost", n.ports["amqp"])
 	n.Dir = filepath.Join(dir, fmt.Sprintf("rabbitmq-%d", n.ports["amqp"]))
+	n.mapper = &portMapper{dir: n.Dir, port: n.ports["epmd"]}
+	if joins := n.options.joins; joins != nil {
+		n.mapper = joins.mapper
+		n.options.config = append(slices.Clone(n.options.config), "cluster_formation.peer_discovery_backend = classic_config",
+			"cluster_formation.classic_config.nodes.1 = "+joins.Name, "cluster_formation.classic_config.nodes.2 = "+n.Name)
+	}
 	return n, n.writeFiles()
 }
 
@@ -135,7 +182,7 @@ func (n *RabbitMQNode) writeFiles() error {
 		"log.console = true", "log.console.level = info", "log.file = false",
 	}, n.options.config...)
 	files := map[string]string{
-		".erlang.cookie":  n.Name,
+		".erlang.cookie":  fmt.Sprintf("cookie-of-%d", n.mapper.port),
 		"enabled_plugins": "[" + strings.Join(append([]string{"rabbitmq_management"}, n.options.plugins...), ",") + "].",
 		"advanced.config": "[].",
 	}
@@ -166,7 +213,7 @@ func (n *RabbitMQNode) environment() []string {
 	return []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + n.Dir, "LANG=C.UTF-8",
 		"RABBITMQ_NODENAME=" + n.Name, "RABBITMQ_NODE_IP_ADDRESS=127.0.0.1", fmt.Sprintf("RABBITMQ_NODE_PORT=%d", n.ports["amqp"]),
-		fmt.Sprintf("RABBITMQ_DIST_PORT=%d", n.ports["erlang"]), fmt.Sprintf("ERL_EPMD_PORT=%d", n.ports["epmd"]), "ERL_EPMD_ADDRESS=127.0.0.1",
+		fmt.Sprintf("RABBITMQ_DIST_PORT=%d", n.ports["erlang"]), fmt.Sprintf("ERL_EPMD_PORT=%d", n.mapper.port), "ERL_EPMD_ADDRESS=127.0.0.1",
 		"RABBITMQ_MNESIA_BASE=" + n.file("mnesia"), "RABBITMQ_LOG_BASE=" + n.file("log"), "RABBITMQ_GENERATED_CONFIG_DIR=" + n.file("generated"),
 		"RABBITMQ_CONFIG_FILE=" + n.file("rabbitmq.conf"), "RABBITMQ_ADVANCED_CONFIG_FILE=" + n.file("advanced.config"),
 		"RABBITMQ_ENABLED_PLUGINS_FILE=" + n.file("enabled_plugins"), "RABBITMQ_PID_FILE=" + n.file("pid"), "RABBITMQ_CONF_ENV_FILE=/dev/null",
@@ -178,17 +225,22 @@ func (n *RabbitMQNode) environment() []string {
 // Start starts the broker again after Stop or Kill, on the same ports and with
 // the same files, and waits until it answers.
 func (n *RabbitMQNode) Start(ctx context.Context) error {
+	if err := n.Launch(); err != nil {
+		return err
+	}
+	return n.WaitReady(ctx)
+}
+
+// Launch is Start without waiting: the members of a cluster that were all down
+// wait for each other.
+func (n *RabbitMQNode) Launch() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.proc != nil && n.proc.running() {
 		return nil
 	}
-	if n.epmd == nil || !n.epmd.running() {
-		epmd, err := start(n.Dir, "epmd", "-port", fmt.Sprint(n.ports["epmd"]), "-address", "127.0.0.1")
-		if err != nil {
-			return fmt.Errorf("%w: install the Debian package rabbitmq-server", err)
-		}
-		n.epmd = epmd
+	if err := n.mapper.start(); err != nil {
+		return err
 	}
 	program := rabbitmqServer
 	if _, err := os.Stat(program); err != nil {
@@ -201,17 +253,14 @@ func (n *RabbitMQNode) Start(ctx context.Context) error {
 		return err
 	}
 	n.proc = proc
-	return n.wait(ctx, proc)
+	return nil
 }
 
-// WaitReady waits until a broker answers again that was paused.
+// WaitReady waits until the broker answers: one that was launched, or paused.
 func (n *RabbitMQNode) WaitReady(ctx context.Context) error {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.wait(ctx, n.proc)
-}
-
-func (n *RabbitMQNode) wait(ctx context.Context, proc *process) error {
+	proc := n.proc
+	n.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, brokerReadyWithin)
 	defer cancel()
 	for {
@@ -251,16 +300,9 @@ func (n *RabbitMQNode) Log() ([]byte, error) { return os.ReadFile(n.file("output
 // Kill ends the broker at once (SIGKILL).
 func (n *RabbitMQNode) Kill() error { return n.end(syscall.SIGKILL) }
 
-// End kills the broker and what belongs to it: it will not be started again.
-func (n *RabbitMQNode) End() error {
-	err := n.Kill()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.epmd != nil {
-		err = errors.Join(err, n.epmd.end(syscall.SIGKILL))
-	}
-	return err
-}
+// End kills the broker and the port mapper of its cluster: it will not be
+// started again.
+func (n *RabbitMQNode) End() error { return errors.Join(n.Kill(), n.mapper.end()) }
 
 func (n *RabbitMQNode) end(s syscall.Signal) error {
 	n.mu.Lock()

@@ -10,7 +10,11 @@ import (
 // Change implements kind.Target. Hashes alone travel.
 func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outcome {
 	outcomes := make([]kind.Outcome, len(changes))
-	c, err := t.discover(ctx)
+	users := make([]kind.User, len(changes))
+	for i, ch := range changes {
+		users[i] = ch.User
+	}
+	c, err := t.discover(ctx, users)
 	if err != nil {
 		for i := range outcomes {
 			outcomes[i].Err = err
@@ -44,6 +48,10 @@ func (c *cluster) change(ctx context.Context, ch kind.Change) error {
 	if err != nil || !due {
 		return err
 	}
+	if c.hanging {
+		return fmt.Errorf("a broker of the cluster of %s hangs, so that a change would be carried out at an unknown time: "+
+			"nothing was changed, wait until the others take that broker for dead, or stop it", c.name)
+	}
 	var hash string
 	algorithm := u.next()
 	if secret != "" {
@@ -52,6 +60,9 @@ func (c *cluster) change(ctx context.Context, ch kind.Change) error {
 		}
 	}
 	if err := c.put(ctx, u, algorithm, hash); err != nil {
+		if kind.IsUnreachable(err) { // it may have heard: nobody must be passed over for this
+			err = &kind.Error{Class: kind.Unavailable, Err: err}
+		}
 		return err
 	}
 	after, err := c.user(ctx, ch.Username)

@@ -44,6 +44,7 @@ type cluster struct {
 	members  []string
 	nodes    []*node
 	split    []string // members that have lost sight of others
+	hanging  bool     // a member does not answer the others, and they wait for it
 	apiErrs  []error  // of management URLs that did not answer
 	cancel   context.CancelFunc
 	sessions []*management
@@ -66,8 +67,9 @@ func within(ctx context.Context, share int, limit time.Duration) (context.Contex
 }
 
 // discover logs in to a management API and learns which brokers there are. What
-// it returns lives as long as ctx, or until it is closed.
-func discover(ctx context.Context, entry *connection.Entry) (*cluster, error) {
+// it returns lives as long as ctx, or until it is closed. known are nodes that
+// roles remember: they count where the members cannot be listed.
+func discover(ctx context.Context, entry *connection.Entry, known []string) (*cluster, error) {
 	if entry == nil || entry.RabbitMQ == nil || len(entry.RabbitMQ.ManagementURLs) == 0 {
 		return nil, kind.Definitely("the connection has no management_urls: write it again")
 	}
@@ -77,7 +79,7 @@ func discover(ctx context.Context, entry *connection.Entry) (*cluster, error) {
 	defer stop()
 	err := c.connect(ctx, connectCtx)
 	if err == nil {
-		err = c.learn(connectCtx)
+		err = c.learn(connectCtx, known)
 	}
 	if err != nil {
 		c.close()
@@ -130,47 +132,67 @@ type listener struct {
 	Port           int
 }
 
-// learn asks for the members of the cluster and where they listen.
-func (c *cluster) learn(ctx context.Context) error {
+// learn asks for the members of the cluster and where they listen. A broker asks
+// its peers for most of that, and waits for one that hangs; what it knows itself
+// it says at once.
+func (c *cluster) learn(ctx context.Context, known []string) error {
 	var (
-		members  []member
-		overview struct {
-			Version   string `json:"rabbitmq_version"`
-			Listeners []listener
+		members []member
+		self    struct {
+			Node    string
+			Version string `json:"rabbitmq_version"`
 		}
-		named struct{ Name string }
-		id    struct{ Value any }
+		overview struct{ Listeners []listener }
+		named    struct{ Name string }
+		id       struct{ Value any }
+		silence  [2]bool
+		g        errgroup.Group
 	)
-	g, ctx := errgroup.WithContext(ctx)
-	ask := func(path string, answer any, what string, optional bool) {
+	ask := func(path string, answer any, what string, accept func(error) bool) {
 		g.Go(func() error {
 			err := c.get(ctx, path, answer)
-			if err == nil || optional && notFound(err) {
+			if err == nil || accept(err) {
 				return nil
 			}
 			return c.explain(err, what, c.login.Username)
 		})
 	}
-	ask("nodes?columns=name,running,partitions", &members, "list its nodes", false)
-	ask("overview?columns=rabbitmq_version,listeners", &overview, "list its listeners", false)
-	ask("cluster-name", &named, "say the name of its cluster", false)
-	ask("global-parameters/internal_cluster_id", &id, "say the id of its cluster", true)
+	never := func(error) bool { return false }
+	note := func(i int) func(error) bool {
+		return func(err error) bool { silence[i] = silent(err); return silence[i] }
+	}
+	ask("overview?disable_stats=true&columns=node,rabbitmq_version", &self, "say which broker it belongs to", never)
+	ask("cluster-name", &named, "say the name of its cluster", never)
+	ask("global-parameters/internal_cluster_id", &id, "say the id of its cluster", notFound)
+	ask("nodes?disable_stats=true&columns=name,running,partitions", &members, "list its nodes", note(0))
+	if len(c.entry.RabbitMQ.AMQPURLs) == 0 {
+		ask("overview?columns=listeners", &overview, "list its listeners", note(1))
+	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if len(members) == 0 || len(members) > maxNodes {
+	c.hanging = silence[0]
+	if silence[1] && !c.hanging {
+		return kind.CannotReach(fmt.Errorf("management API %s did not say in time where its brokers take AMQP connections: give amqp_urls", c.name))
+	}
+	if c.hanging {
+		members = c.presumed(self.Node, known)
+		if len(members) == 0 {
+			return kind.CannotReach(fmt.Errorf("a broker of the cluster of %s hangs, so that its members cannot be listed: start it again, or stop it", c.name))
+		}
+	}
+	if len(members) == 0 || len(members) > maxNodes || self.Node == "" {
 		return c.explain(errForeign, "list its nodes", c.login.Username)
 	}
-	c.version = overview.Version
+	c.version = self.Version
 	for _, m := range members {
 		c.members = append(c.members, m.Name)
 		if len(m.Partitions) > 0 {
 			c.split = append(c.split, m.Name)
 		}
 	}
-	slices.Sort(c.members)
 	if c.id, _ = id.Value.(string); c.id == "" {
-		sum := sha256.Sum256([]byte(named.Name + "\n" + strings.Join(c.members, "\n")))
+		sum := sha256.Sum256([]byte(named.Name))
 		c.id = clusterIDPrefix + hex.EncodeToString(sum[:16])
 	}
 	if err := c.checkID(); err != nil {
@@ -178,6 +200,22 @@ func (c *cluster) learn(ctx context.Context) error {
 	}
 	c.locate(members, overview.Listeners)
 	return nil
+}
+
+// presumed are the members of a cluster of which one hangs: those that there
+// were when a role was last proven, and the one that answers. Which of them
+// hangs shows when it is logged in to.
+func (c *cluster) presumed(self string, known []string) []member {
+	out := []member{{Name: self, Running: true}}
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(known))) {
+		if strings.Contains(name, "@") && name != self {
+			out = append(out, member{Name: name, Running: true})
+		}
+	}
+	if len(out) == 1 && len(c.entry.RabbitMQ.AMQPURLs) == 0 {
+		return nil
+	}
+	return out
 }
 
 // checkID refuses a cluster that is not the one that the connection was verified
@@ -219,29 +257,35 @@ func (c *cluster) locate(members []member, listeners []listener) {
 // management API is asked with TLS.
 func (c *cluster) endpointOf(member string, listeners []listener) (endpoint, error) {
 	secure := strings.HasPrefix(c.base, "https:")
-	wanted := []string{"amqp", "amqp/ssl"}
+	wanted := []listener{{member, "amqp", 5672}, {member, "amqp/ssl", 5671}}
 	if secure {
-		wanted = []string{"amqp/ssl"}
+		wanted = wanted[1:]
 	}
-	_, host, _ := strings.Cut(member, "@")
-	for _, protocol := range wanted {
+	if c.hanging { // it cannot be asked: where brokers usually are
+		return c.reach(wanted[0]), nil
+	}
+	for _, w := range wanted {
 		for _, l := range listeners {
-			if l.Node != member || l.Protocol != protocol {
-				continue
+			if l.Node == member && l.Protocol == w.Protocol {
+				return c.reach(l), nil
 			}
-			e := endpoint{addr: net.JoinHostPort(host, strconv.Itoa(l.Port)), host: host, tls: protocol == "amqp/ssl"}
-			if reach := c.entry.Reach(member); reach != member {
-				e.addr = reach
-			} else {
-				e.addr = c.entry.Reach(e.addr)
-			}
-			return e, nil
 		}
 	}
 	if secure {
 		return endpoint{}, kind.Definitely("broker %s does not take AMQP connections with TLS, and its management API is asked with TLS: configure listeners.ssl, or give amqp_urls", member)
 	}
 	return endpoint{}, fmt.Errorf("broker %s does not say where it takes AMQP connections: give amqp_urls", member)
+}
+
+// reach is where a listener is dialled: at the host of its node name, unless
+// address_map says otherwise.
+func (c *cluster) reach(l listener) endpoint {
+	_, host, _ := strings.Cut(l.Node, "@")
+	e := endpoint{addr: c.entry.Reach(l.Node), host: host, tls: l.Protocol == "amqp/ssl"}
+	if e.addr == l.Node {
+		e.addr = c.entry.Reach(net.JoinHostPort(host, strconv.Itoa(l.Port)))
+	}
+	return e
 }
 
 // parseAMQP reads one of amqp_urls: where, and whether with TLS.
@@ -293,12 +337,16 @@ func Open(entry func(context.Context) (*connection.Entry, error)) kind.Target {
 	return &target{entry: entry}
 }
 
-func (t *target) discover(ctx context.Context) (*cluster, error) {
+func (t *target) discover(ctx context.Context, users []kind.User) (*cluster, error) {
 	entry, err := t.entry(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read the rabbitmq connection: %w", err)
 	}
-	return discover(ctx, entry)
+	var known []string
+	for _, u := range users {
+		known = append(known, u.Known...)
+	}
+	return discover(ctx, entry, known)
 }
 
 // errNobody is about a user that the brokers do not keep themselves.

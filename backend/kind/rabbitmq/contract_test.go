@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -21,7 +22,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestBroker is everything that needs a broker, because starting one takes
-// seconds. Those that kill it come last.
+// seconds. What kills brokers comes last, with a second one beside the first.
 func TestBroker(t *testing.T) {
 	t.Parallel()
 	ca, err := servers.NewAuthority()
@@ -54,7 +55,11 @@ func TestBroker(t *testing.T) {
 		t.Run(name, func(t *testing.T) { run(t, newRig(t, n)) })
 	}
 	t.Run("TLS", func(t *testing.T) { trust(t, n, ca) })
-	t.Run("contract", func(t *testing.T) { kindtest.Run(t, newRig(t, n).harness()) })
+	t.Run("cluster", func(t *testing.T) {
+		second := servers.RabbitMQ(t, servers.WithRabbitMQCluster(n))
+		t.Run("one of them hangs", func(t *testing.T) { oneHangs(t, newRig(t, n, second)) })
+		t.Run("contract", func(t *testing.T) { kindtest.Run(t, newRig(t, n, second).harness()) })
+	})
 }
 
 // webBackend is another place where the broker looks for users: it accepts every
@@ -72,21 +77,32 @@ func webBackend(t *testing.T) string {
 	return s.URL
 }
 
-// rig is a running broker behind proxies, and a connection to it.
+// rig is running brokers behind proxies, and a connection to them: the
+// management API of the first, and AMQP at all.
 type rig struct {
-	n          *servers.RabbitMQNode
-	http, amqp *servers.Proxy
-	entry      *connection.Entry
+	nodes []*servers.RabbitMQNode
+	n     *servers.RabbitMQNode // the first
+	http  *servers.Proxy
+	amqp  *servers.Proxy // to the first
+	all   []*servers.Proxy
+	entry *connection.Entry
 }
 
-func newRig(t *testing.T, n *servers.RabbitMQNode) *rig {
+func newRig(t *testing.T, nodes ...*servers.RabbitMQNode) *rig {
 	t.Helper()
-	r := &rig{n: n, http: proxy(t, n.ManagementAddr), amqp: proxy(t, n.Addr)}
+	r := &rig{nodes: nodes, n: nodes[0], http: proxy(t, nodes[0].ManagementAddr)}
+	r.all = []*servers.Proxy{r.http}
 	r.entry = &connection.Entry{
-		Name: "test", Type: connection.TypeRabbitMQ, AddressMap: map[string]string{n.Name: r.amqp.Addr()},
+		Name: "test", Type: connection.TypeRabbitMQ, AddressMap: map[string]string{},
 		RabbitMQ: &connection.RabbitMQ{ManagementURLs: []string{"http://" + r.http.Addr()}},
 		Admin:    connection.NewAdmin(kind.Material{Username: servers.RabbitMQAdmin, Secret: servers.RabbitMQAdminPassword}),
 	}
+	for _, n := range nodes {
+		p := proxy(t, n.Addr)
+		r.all = append(r.all, p)
+		r.entry.AddressMap[n.Name] = p.Addr()
+	}
+	r.amqp = r.all[1]
 	return r
 }
 
@@ -107,9 +123,8 @@ func (r *rig) target() kind.Target { return open(r.entry) }
 func (r *rig) harness() kindtest.Harness {
 	wrong := *r.entry
 	wrong.Admin = connection.NewAdmin(kind.Material{Username: servers.RabbitMQAdmin, Secret: "not-the-password"})
-	return kindtest.Harness{
+	h := kindtest.Harness{
 		Target:  r.target(),
-		Nodes:   []kindtest.Node{r.n},
 		Network: r,
 		NewUser: func(t testing.TB, name string, accepted ...kind.Material) {
 			require.NoError(t, r.n.SetUser(context.Background(), name, accepted[0].Secret, "management"))
@@ -117,32 +132,71 @@ func (r *rig) harness() kindtest.Harness {
 		WrongAdmin:    open(&wrong),
 		ChangeRequest: "PUT /api/users/",
 		Capture:       r.capture,
-		Settle:        func(t testing.TB) { require.NoError(t, r.n.WaitReady(context.Background())) },
+		Settle:        r.settle,
 		Single:        true,
+		Together:      true,
+	}
+	for _, n := range r.nodes {
+		h.Nodes = append(h.Nodes, memberNode{n})
+	}
+	return h
+}
+
+// memberNode is a broker that waits for its peers when it is started.
+type memberNode struct{ *servers.RabbitMQNode }
+
+func (m memberNode) Start(context.Context) error { return m.Launch() }
+
+// settle waits until every broker answers and sees all the others.
+func (r *rig) settle(t testing.TB) {
+	t.Helper()
+	for _, n := range r.nodes {
+		require.NoError(t, n.WaitReady(context.Background()))
+	}
+	for _, n := range r.nodes {
+		require.Eventually(t, func() bool {
+			var seen []member
+			err := n.Do(context.Background(), http.MethodGet, "nodes?disable_stats=true&columns=name,running", nil, &seen)
+			return err == nil && len(seen) == len(r.nodes) && !slices.ContainsFunc(seen, func(m member) bool { return !m.Running })
+		}, time.Minute, 100*time.Millisecond)
 	}
 }
 
 func (r *rig) Blackhole(on bool) {
-	r.http.Blackhole(on)
-	r.amqp.Blackhole(on)
+	for _, p := range r.all {
+		p.Blackhole(on)
+	}
 }
 
 func (r *rig) LoseReplyTo(text string) { r.http.LoseReplyTo(text) }
 
 func (r *rig) Heal() {
-	r.http.Heal()
-	r.amqp.Heal()
+	for _, p := range r.all {
+		p.Heal()
+	}
 }
 
-// capture records what goes over both wires, and what the broker logs.
+// capture records what goes over all wires, and what the brokers log.
 func (r *rig) capture(t testing.TB) func() []byte {
 	t.Helper()
-	before, err := r.n.Log()
-	require.NoError(t, err)
-	web, wire := r.http.Capture(), r.amqp.Capture()
-	return func() []byte {
-		after, err := r.n.Log()
+	var stops []func() []byte
+	for _, p := range r.all {
+		stops = append(stops, p.Capture())
+	}
+	for _, n := range r.nodes {
+		before, err := n.Log()
 		require.NoError(t, err)
-		return slices.Concat(web(), wire(), after[len(before):])
+		stops = append(stops, func() []byte {
+			after, err := n.Log()
+			require.NoError(t, err)
+			return after[len(before):]
+		})
+	}
+	return func() []byte {
+		var seen [][]byte
+		for _, stop := range stops {
+			seen = append(seen, stop())
+		}
+		return slices.Concat(seen...)
 	}
 }

@@ -13,7 +13,7 @@ import (
 // Preflight implements kind.Target.
 func (t *target) Preflight(ctx context.Context, users []kind.User) []kind.Finding {
 	findings := make([]kind.Finding, len(users))
-	c, err := t.discover(ctx)
+	c, err := t.discover(ctx, users)
 	if err != nil {
 		for i := range findings {
 			findings[i].Err = err

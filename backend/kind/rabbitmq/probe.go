@@ -20,7 +20,11 @@ const maxLogins = 16
 // answers are compared with the user's record.
 func (t *target) Probe(ctx context.Context, questions []kind.Question) []kind.Answer {
 	answers := make([]kind.Answer, len(questions))
-	c, err := t.discover(ctx)
+	users := make([]kind.User, len(questions))
+	for i, q := range questions {
+		users[i] = q.User
+	}
+	c, err := t.discover(ctx, users)
 	if err != nil {
 		for i := range answers {
 			answers[i].Err = err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -204,7 +205,7 @@ func healthy() *fake {
 	return &fake{status: map[string]int{}, answers: map[string]string{
 		"GET whoami":       `{"name":"admin","tags":["administrator"]}`,
 		"GET nodes":        `[{"name":"rabbit@a","running":true},{"name":"rabbit@b","running":false}]`,
-		"GET overview":     `{"rabbitmq_version":"9.9","listeners":[{"node":"rabbit@a","protocol":"amqp","port":1}]}`,
+		"GET overview":     `{"node":"rabbit@a","rabbitmq_version":"9.9","listeners":[{"node":"rabbit@a","protocol":"amqp","port":1}]}`,
 		"GET cluster-name": `{"name":"c"}`,
 		"GET global-parameters/internal_cluster_id": `{"value":"rabbitmq-cluster-id-x"}`,
 		"GET users/u":             `{"name":"u","password_hash":"","hashing_algorithm":"rabbit_password_hashing_sha256","tags":[]}`,
@@ -313,7 +314,9 @@ func TestVerifyWithoutAClusterID(t *testing.T) {
 func TestNoPlainAMQPBesideHTTPS(t *testing.T) {
 	t.Parallel()
 	f := healthy()
-	s := httptest.NewTLSServer(f)
+	s := httptest.NewUnstartedServer(f)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of connections that end early
+	s.StartTLS()
 	t.Cleanup(s.Close)
 	e := f.entry(t)
 	e.RabbitMQ.ManagementURLs, e.TLS.SkipVerify = []string{s.URL}, true

@@ -45,7 +45,7 @@ func bare(u *url.URL) bool {
 func Verify(ctx context.Context, entry *connection.Entry) (*connection.Info, error) {
 	seen := *entry
 	seen.Members = nil // a connection that is written may lead to another cluster
-	c, err := discover(ctx, &seen)
+	c, err := discover(ctx, &seen, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +58,9 @@ func Verify(ctx context.Context, entry *connection.Entry) (*connection.Info, err
 	}
 	if len(c.split) > 0 {
 		info.Warnings = append(info.Warnings, "the cluster has come apart: bring it together again before anything is rotated")
+	}
+	if c.hanging {
+		info.Warnings = append(info.Warnings, "a broker of the cluster hangs: start it again before anything is rotated")
 	}
 	if given := len(entry.RabbitMQ.AMQPURLs); given > 0 && given < len(c.members) {
 		info.Warnings = append(info.Warnings, fmt.Sprintf(

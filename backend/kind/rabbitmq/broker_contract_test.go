@@ -136,7 +136,7 @@ func userWithoutPassword(t *testing.T, r *rig) {
 	require.NoError(t, out[0].Nodes[0].Err)
 	require.Equal(t, []bool{true}, r.probe(t, u, "first").Accepts, "it is another password that is to be refused")
 
-	two := append(gone, kind.Material{Secret: "another"})
+	two := []kind.Material{gone[0], {Secret: "another"}}
 	for _, accept := range [][]kind.Material{two, {{Username: u.Username}}} {
 		out := r.target().Change(limited(t), []kind.Change{{User: u, Accept: accept}})
 		require.True(t, kind.IsDefinite(out[0].Nodes[0].Err))
@@ -415,4 +415,67 @@ func trust(t *testing.T, n *servers.RabbitMQNode, ca *servers.Authority) {
 	f := r.preflight(t, u)
 	require.Error(t, f.Nodes[0].Err)
 	require.True(t, strings.Contains(f.Nodes[0].Err.Error(), "does not speak TLS") || kind.IsUnreachable(f.Nodes[0].Err), "%v", f.Nodes[0].Err)
+}
+
+// While a broker hangs, the others would carry a change out when they take it
+// for dead, a minute later: so nothing is sent, and what is accepted can be seen.
+func oneHangs(t *testing.T, r *rig) {
+	u := r.user(t, "beside-a-hanging-one", "old", "")
+	r.settle(t)
+	answers := r.target().Probe(limited(t), []kind.Question{{User: u}})
+	require.NoError(t, answers[0].Err)
+	require.Len(t, answers[0].Nodes, 2)
+	for _, n := range answers[0].Nodes {
+		require.NoError(t, n.Err)
+		u.Known = append(u.Known, n.Node)
+	}
+	const down = "rabbit@down-before"
+	u.Known, r.entry.AddressMap[down] = append(u.Known, down), "127.0.0.1:1"
+	require.NoError(t, r.nodes[1].Pause())
+	patient := func() context.Context {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	capture := r.http.Capture()
+	fresh := kind.Change{User: u, Accept: []kind.Material{{Secret: "new"}}, Exclusive: true}
+	out := r.target().Change(patient(), []kind.Change{fresh})[0]
+	stranger := r.target().Probe(patient(), []kind.Question{{User: kind.User{Username: u.Username}}})[0]
+	both := kind.Question{User: u, Materials: []kind.Material{{Secret: "old"}, {Secret: "new"}}}
+	answers = r.target().Probe(patient(), []kind.Question{both})
+	finding := r.target().Preflight(patient(), []kind.User{u})[0]
+	sent := string(capture())
+	require.NoError(t, r.nodes[1].Resume())
+
+	require.NoError(t, out.Err)
+	require.Len(t, out.Nodes, 3, "nobody knows whether the third has left")
+	for _, n := range out.Nodes {
+		require.Error(t, n.Err)
+		require.False(t, kind.IsDefinite(n.Err), "%v", n.Err)
+	}
+	require.NotContains(t, sent, "PUT ")
+	require.True(t, kind.IsUnreachable(stranger.Err), "whose nodes nobody remembers: %v", stranger.Err)
+	require.NoError(t, answers[0].Err)
+	require.NoError(t, finding.Err)
+	require.Len(t, answers[0].Nodes, 3)
+	for i, n := range answers[0].Nodes {
+		if n.Node == r.n.Name {
+			require.NoError(t, n.Err)
+			require.Equal(t, []bool{true, false}, n.Accepts)
+			require.NoError(t, finding.Nodes[i].Err)
+			continue
+		}
+		require.True(t, kind.IsUnreachable(n.Err), "%v", n.Err)
+		require.True(t, kind.IsUnreachable(finding.Nodes[i].Err), "%v", finding.Nodes[i].Err)
+	}
+	r.settle(t)
+	for _, n := range r.target().Change(limited(t), []kind.Change{fresh})[0].Nodes {
+		require.NoError(t, n.Err)
+	}
+	answers = r.target().Probe(limited(t), []kind.Question{both})
+	require.Len(t, answers[0].Nodes, 2, "the third has left: the members say so")
+	for _, n := range answers[0].Nodes {
+		require.NoError(t, n.Err)
+		require.Equal(t, []bool{false, true}, n.Accepts)
+	}
 }
