@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
@@ -71,12 +72,12 @@ type RabbitMQ struct {
 	VHosts         []string `json:"vhosts,omitempty"`    // empty: those that a user may use
 }
 
-// Hosts are where the management URLs lead.
+// Hosts are where the management URLs lead: a path may tell clusters apart.
 func (r *RabbitMQ) Hosts() []string {
 	var out []string
 	for _, text := range r.ManagementURLs {
 		if u, err := url.Parse(text); err == nil {
-			out = append(out, u.Host)
+			out = append(out, u.Host+strings.TrimRight(u.Path, "/"))
 		}
 	}
 	return out

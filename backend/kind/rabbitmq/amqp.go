@@ -72,36 +72,49 @@ func logIn(ctx context.Context, node string, e endpoint, trust connection.TLS, m
 		return verdict{accepted: true}, nil
 	}
 	_ = conn.Close()
-	if end := conn.end(); connection.Distrust(end) != "" {
+	strange, end := conn.end()
+	switch {
+	case connection.Distrust(end) != "":
 		return verdict{}, explainDial(end, node, e.addr)
+	case strange:
+		return verdict{}, fmt.Errorf("what answers for broker %s (%s) does not speak AMQP 0-9-1: check the port, and whether it wants TLS (amqps)", node, e.addr)
+	case errors.Is(err, amqp.ErrSASL):
+		return verdict{}, fmt.Errorf("broker %s (%s) takes no passwords over AMQP: add PLAIN to its auth_mechanisms", node, e.addr)
 	}
 	return judge(ctx, err, node, e.addr, m.Username, vhost)
 }
 
-// witness remembers why its connection ended, which the library does not say. A
-// broker that does not want the certificate of a client says so there.
+// witness remembers how its connection began and ended, which the library does
+// not say. A broker that does not want the certificate of a client says so in
+// the end, and what is no broker begins with something else than a frame.
 type witness struct {
 	net.Conn
-	mu  sync.Mutex
-	err error
+	mu      sync.Mutex
+	begun   bool
+	strange bool
+	err     error
 }
+
+// methodFrame is what the first byte of a broker says that follows.
+const methodFrame = 1
 
 func (w *witness) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
-	if err != nil {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.err == nil {
-			w.err = err
-		}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n > 0 && !w.begun {
+		w.begun, w.strange = true, p[0] != methodFrame
+	}
+	if w.err == nil {
+		w.err = err
 	}
 	return n, err
 }
 
-func (w *witness) end() error {
+func (w *witness) end() (strange bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.err
+	return w.strange, w.err
 }
 
 // judge reads what a broker said instead of opening the connection.

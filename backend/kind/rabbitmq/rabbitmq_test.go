@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -343,5 +345,40 @@ func TestNothingIsSentAfterTheDeadline(t *testing.T) {
 	for _, broken := range []*connection.Entry{nil, {}, {RabbitMQ: &connection.RabbitMQ{ManagementURLs: []string{"http://127.0.0.1:1"}}}} {
 		out := open(broken).Change(t.Context(), changeU)[0]
 		require.True(t, kind.IsDefinite(out.Err), "%v", out.Err)
+	}
+}
+
+// Neither is a refused login, and clients may well get in elsewhere.
+func TestWhatIsNoBroker(t *testing.T) {
+	t.Parallel()
+	start := []byte("\x01\x00\x00\x00\x00\x00\x1f\x00\x0a\x00\x0a\x00\x09" + "\x00\x00\x00\x00" +
+		"\x00\x00\x00\x08EXTERNAL" + "\x00\x00\x00\x05en_US" + "\xce")
+	for says, first := range map[string][]byte{
+		"does not speak AMQP 0-9-1": []byte("HTTP/1.1 400 Bad Request\r\n\r\n"),
+		"check the port":            []byte("AMQP\x03\x01\x00\x00"),
+		"auth_mechanisms":           start,
+	} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 8))
+			_, _ = c.Write(first)
+			_, _ = io.Copy(io.Discard, c)
+			_ = c.Close()
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		_, err = logIn(ctx, "rabbit@a", endpoint{addr: l.Addr().String()}, connection.TLS{}, kind.Material{Username: "u", Secret: "a-secret"}, "/")
+		cancel()
+		require.ErrorContains(t, err, says)
+		require.False(t, kind.IsDefinite(err) || kind.IsUnreachable(err), "%v", err)
+		require.NotContains(t, err.Error(), "a-secret")
+		require.NoError(t, l.Close())
+		<-done
 	}
 }
