@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -111,6 +112,46 @@ func TestPostgreSQL(t *testing.T) {
 	m.must("reconcile/postgresql/app", nil)
 	require.True(t, entersDatabase(t, n, fourth["password"]))
 	require.False(t, entersDatabase(t, n, "by-hand-for-app"))
+}
+
+// A client that reads creds/ again when its login is refused gets in, and it
+// takes as long as the engine's own proof and one write.
+func TestPostgreSQLClientsThatReadAgain(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	n := database(t)
+	require.Equal(t, http.StatusOK, m.connectDatabase("db", n.Addr, nil).code)
+	m.must("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "app", "initial_password": "first-secret-of-app"})
+	ctx, stop := context.WithCancel(t.Context())
+	var logins, refused int
+	var longest time.Duration
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		var since time.Time
+		for ctx.Err() == nil {
+			logins++
+			switch in := entersDatabase(t, n, m.creds("app")["password"]); {
+			case in && !since.IsZero():
+				longest, since = max(longest, time.Since(since)), time.Time{}
+			case !in:
+				refused++
+				if since.IsZero() {
+					since = time.Now()
+				}
+			}
+		}
+	}()
+	const rotations = 5
+	for range rotations {
+		m.must("rotate/postgresql/app", nil)
+	}
+	stop()
+	<-ended
+	require.EqualValues(t, rotations+1, m.creds("app")["version"])
+	require.True(t, entersDatabase(t, n, m.creds("app")["password"]))
+	require.Less(t, longest, 10*time.Second)
+	t.Logf("%d rotations, %d logins, %d refused; who read again got in after at most %s", rotations, logins, refused, longest.Round(time.Millisecond))
 }
 
 func TestPostgreSQLThatIsKilled(t *testing.T) {
