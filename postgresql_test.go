@@ -2,6 +2,7 @@ package harmonyflow
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -13,12 +14,16 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
-// database starts a PostgreSQL with an admin that is no superuser and a user
-// app.
-func database(t testing.TB) *servers.PostgresNode {
+// database starts a PostgreSQL with an admin that is no superuser, and users
+// whose password is first-secret-of- and their name.
+func database(t testing.TB, users ...string) *servers.PostgresNode {
 	t.Helper()
 	n := servers.Postgres(t)
-	require.NoError(t, n.Exec(t.Context(), "CREATE ROLE vault LOGIN CREATEROLE PASSWORD 'vault-secret-of-db'", "CREATE ROLE app LOGIN PASSWORD 'first-secret-of-app'"))
+	statements := []string{"CREATE ROLE vault LOGIN CREATEROLE PASSWORD 'vault-secret-of-db'"}
+	for _, u := range users {
+		statements = append(statements, "CREATE ROLE "+u+" LOGIN PASSWORD 'first-secret-of-"+u+"'")
+	}
+	require.NoError(t, n.Exec(t.Context(), statements...))
 	return n
 }
 
@@ -35,9 +40,9 @@ func (m *mount) connectDatabase(name, address string, more map[string]any) reply
 	return m.write("connections/"+name, data)
 }
 
-func entersDatabase(t testing.TB, n *servers.PostgresNode, password any) bool {
+func entersDatabase(t testing.TB, n *servers.PostgresNode, user string, password any) bool {
 	t.Helper()
-	c, err := n.Login(t.Context(), "app", password.(string))
+	c, err := n.Login(t.Context(), user, password.(string))
 	if err != nil {
 		require.ErrorContains(t, err, "28P01")
 		return false
@@ -48,8 +53,14 @@ func entersDatabase(t testing.TB, n *servers.PostgresNode, password any) bool {
 
 func TestPostgreSQL(t *testing.T) {
 	t.Parallel()
+	n := database(t, "app", "web", "shop")
+	t.Run("rotations", func(t *testing.T) { postgreSQLRotates(t, n) })
+	t.Run("clients that read again", func(t *testing.T) { postgreSQLClientsReadAgain(t, n) })
+	t.Run("refused connections", func(t *testing.T) { postgreSQLConnectionsAreRefused(t, n) })
+}
+
+func postgreSQLRotates(t *testing.T, n *servers.PostgresNode) {
 	m := newMount(t)
-	n := database(t)
 	p := proxy(t, n.Addr)
 	r := m.connectDatabase("db", p.Addr(), nil)
 	require.Equal(t, http.StatusOK, r.code, r.message)
@@ -78,8 +89,8 @@ func TestPostgreSQL(t *testing.T) {
 	second := m.creds("app")
 	require.EqualValues(t, 2, second["version"])
 	require.NotContains(t, second, "previous_password", "one password a user")
-	require.True(t, entersDatabase(t, n, second["password"]))
-	require.False(t, entersDatabase(t, n, "first-secret-of-app"))
+	require.True(t, entersDatabase(t, n, "app", second["password"]))
+	require.False(t, entersDatabase(t, n, "app", "first-secret-of-app"))
 	log, err := n.Log()
 	require.NoError(t, err)
 	require.Contains(t, string(log[len(before):]), `ALTER ROLE "app" PASSWORD 'SCRAM-SHA-256$4096:`)
@@ -88,40 +99,41 @@ func TestPostgreSQL(t *testing.T) {
 	m.must("rollback/postgresql/app", nil)
 	require.EqualValues(t, 3, m.creds("app")["version"])
 	require.Equal(t, "first-secret-of-app", m.creds("app")["password"])
-	require.True(t, entersDatabase(t, n, "first-secret-of-app"))
-	require.False(t, entersDatabase(t, n, second["password"]))
+	require.True(t, entersDatabase(t, n, "app", "first-secret-of-app"))
+	require.False(t, entersDatabase(t, n, "app", second["password"]))
 
 	// The server has applied the change, and the plugin dies before it hears of it.
 	p.LoseReplyTo("ALTER ROLE")
 	m.b.answerWithin = shortly
 	r = m.must("rotate/postgresql/app", nil)
+	require.Eventually(t, func() bool {
+		ttl, ok := m.creds("app")["ttl"]
+		return ok && fmt.Sprint(ttl) == "0"
+	}, patience, glance, "what is served may be refused by now")
 	require.EqualValues(t, 3, m.creds("app")["version"])
-	require.EqualValues(t, 0, m.creds("app")["ttl"])
 	m.b.Cleanup(context.Background())
 	p.Heal()
 	m.start()
 	require.Equal(t, string(rotation.Completed), m.ended(id(r))["state"])
 	fourth := m.creds("app")
 	require.EqualValues(t, 4, fourth["version"])
-	require.True(t, entersDatabase(t, n, fourth["password"]))
+	require.True(t, entersDatabase(t, n, "app", fourth["password"]))
 
 	// What was changed by hand is refused until somebody says what counts.
 	require.NoError(t, n.Exec(t.Context(), "ALTER ROLE app PASSWORD 'by-hand-for-app'"))
 	r = m.write("rotate/postgresql/app", nil)
 	require.Contains(t, r.message, "reconcile/postgresql/app")
 	m.must("reconcile/postgresql/app", nil)
-	require.True(t, entersDatabase(t, n, fourth["password"]))
-	require.False(t, entersDatabase(t, n, "by-hand-for-app"))
+	require.True(t, entersDatabase(t, n, "app", fourth["password"]))
+	require.False(t, entersDatabase(t, n, "app", "by-hand-for-app"))
 }
 
 // A client that reads creds/ again when its login is refused gets in, and it
 // takes as long as the engine's own proof and one write.
-func TestPostgreSQLClientsThatReadAgain(t *testing.T) {
-	t.Parallel()
+func postgreSQLClientsReadAgain(t *testing.T, n *servers.PostgresNode) {
 	m := newMount(t)
-	n := database(t)
 	require.Equal(t, http.StatusOK, m.connectDatabase("db", n.Addr, nil).code)
-	m.must("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "app", "initial_password": "first-secret-of-app"})
+	m.must("roles/web", map[string]any{"kind": "postgresql", "connection": "db", "username": "web", "initial_password": "first-secret-of-web"})
 	ctx, stop := context.WithCancel(t.Context())
 	var logins, refused int
 	var longest time.Duration
@@ -131,7 +143,7 @@ func TestPostgreSQLClientsThatReadAgain(t *testing.T) {
 		var since time.Time
 		for ctx.Err() == nil {
 			logins++
-			switch in := entersDatabase(t, n, m.creds("app")["password"]); {
+			switch in := entersDatabase(t, n, "web", m.creds("web")["password"]); {
 			case in && !since.IsZero():
 				longest, since = max(longest, time.Since(since)), time.Time{}
 			case !in:
@@ -144,12 +156,12 @@ func TestPostgreSQLClientsThatReadAgain(t *testing.T) {
 	}()
 	const rotations = 5
 	for range rotations {
-		m.must("rotate/postgresql/app", nil)
+		m.must("rotate/postgresql/web", nil)
 	}
 	stop()
 	<-ended
-	require.EqualValues(t, rotations+1, m.creds("app")["version"])
-	require.True(t, entersDatabase(t, n, m.creds("app")["password"]))
+	require.EqualValues(t, rotations+1, m.creds("web")["version"])
+	require.True(t, entersDatabase(t, n, "web", m.creds("web")["password"]))
 	require.Less(t, longest, 10*time.Second)
 	t.Logf("%d rotations, %d logins, %d refused; who read again got in after at most %s", rotations, logins, refused, longest.Round(time.Millisecond))
 }
@@ -157,7 +169,7 @@ func TestPostgreSQLClientsThatReadAgain(t *testing.T) {
 func TestPostgreSQLThatIsKilled(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	n := database(t)
+	n := database(t, "app")
 	require.Equal(t, http.StatusOK, m.connectDatabase("db", n.Addr, nil).code)
 	m.must("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "app", "initial_password": "first-secret-of-app"})
 	require.NoError(t, n.Kill())
@@ -165,13 +177,11 @@ func TestPostgreSQLThatIsKilled(t *testing.T) {
 	r := m.must("rotate/postgresql/app", nil)
 	require.NoError(t, n.Start(t.Context()))
 	require.Equal(t, string(rotation.Completed), m.ended(id(r))["state"])
-	require.True(t, entersDatabase(t, n, m.creds("app")["password"]))
+	require.True(t, entersDatabase(t, n, "app", m.creds("app")["password"]))
 }
 
-func TestPostgreSQLConnectionsThatAreRefused(t *testing.T) {
-	t.Parallel()
+func postgreSQLConnectionsAreRefused(t *testing.T, n *servers.PostgresNode) {
 	m := newMount(t)
-	n := database(t)
 	for name, c := range map[string]struct {
 		more map[string]any
 		says string
@@ -181,7 +191,7 @@ func TestPostgreSQLConnectionsThatAreRefused(t *testing.T) {
 		"another type's field":  {map[string]any{"addresses": "db:6379"}, "addresses"},
 		"a wrong password":      {map[string]any{"password": "wrong-secret-of-db"}, "refuses the login"},
 		"an admin without rights": {
-			map[string]any{"username": "app", "password": "first-secret-of-app"}, "CREATEROLE",
+			map[string]any{"username": "shop", "password": "first-secret-of-shop"}, "CREATEROLE",
 		},
 		"no TLS there":           {map[string]any{"connection_url": "postgresql://" + n.Addr + "/postgres"}, "does not speak TLS"},
 		"trust in what is plain": {map[string]any{"tls_skip_verify": true}, "sslmode=disable"},
@@ -197,13 +207,13 @@ func TestPostgreSQLConnectionsThatAreRefused(t *testing.T) {
 	r = m.write("roles/own", map[string]any{"kind": "postgresql", "connection": "db", "username": "vault", "initial_password": "vault-secret-of-db"})
 	require.Contains(t, r.message, "admin user")
 	for _, field := range []string{"usernames", "valid_until", "close_connections", "allow_self_rotation"} {
-		r = m.write("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "app", "initial_password": "first-secret-of-app", field: "1"})
+		r = m.write("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "shop", "initial_password": "first-secret-of-shop", field: "1"})
 		require.Equal(t, http.StatusBadRequest, r.code, field)
 	}
 	// Two connections to one server, and one user.
 	require.Equal(t, http.StatusOK, m.connectDatabase("again", proxy(t, n.Addr).Addr(), nil).code)
 	require.Equal(t, m.read("connections/db").data["identity"], m.read("connections/again").data["identity"])
-	m.must("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "app", "initial_password": "first-secret-of-app"})
-	r = m.write("roles/other", map[string]any{"kind": "postgresql", "connection": "again", "username": "app", "initial_password": "first-secret-of-app"})
+	m.must("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "shop", "initial_password": "first-secret-of-shop"})
+	r = m.write("roles/other", map[string]any{"kind": "postgresql", "connection": "again", "username": "shop", "initial_password": "first-secret-of-shop"})
 	require.Equal(t, http.StatusConflict, r.code, r.message)
 }

@@ -17,21 +17,75 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
-// one is the server that tests share which only add users to it.
-var one struct {
+// Servers that tests share which only add users to them.
+var (
+	one = server{start: func(dir string) (*servers.PostgresNode, error) {
+		cert, key, err := authority().Issue("db.example.org")
+		if err != nil {
+			return nil, err
+		}
+		return servers.StartPostgres(context.Background(), dir,
+			servers.WithPostgresTLS(cert, key, authority().PEM),
+			servers.WithHBA(
+				"host all trusted,trusted-admin 127.0.0.1/32 trust",
+				"host all plain 127.0.0.1/32 password",
+				"host all ruled-out 127.0.0.1/32 reject",
+				"hostssl all shows-cert 127.0.0.1/32 scram-sha-256 clientcert=verify-ca",
+				"host all shows-cert 127.0.0.1/32 reject",
+				"host all stored-md5 127.0.0.1/32 md5",
+			))
+	}}
+	// other waits for a standby that it does not have, and speaks no TLS.
+	other = server{start: func(dir string) (*servers.PostgresNode, error) {
+		return servers.StartPostgres(context.Background(), dir, servers.WithPostgresConfig("synchronous_standby_names = 'nobody'"))
+	}}
+
+	authority = sync.OnceValue(func() *servers.Authority {
+		a, err := servers.NewAuthority()
+		if err != nil {
+			panic(err)
+		}
+		return a
+	})
+)
+
+// server is started by the first test that needs it, and ended by TestMain.
+type server struct {
+	start func(dir string) (*servers.PostgresNode, error)
+
 	sync.Mutex
-	dir       string
-	node      *servers.PostgresNode
-	authority *servers.Authority
+	dir  string
+	node *servers.PostgresNode
+}
+
+func (s *server) get(t testing.TB) *servers.PostgresNode {
+	t.Helper()
+	s.Lock()
+	defer s.Unlock()
+	if s.node != nil {
+		return s.node
+	}
+	var err error
+	s.dir, err = os.MkdirTemp("", "postgresql-shared-") //nolint:usetesting // it outlives the test
+	require.NoError(t, err)
+	s.node, err = s.start(s.dir)
+	require.NoError(t, err)
+	require.NoError(t, s.node.Exec(context.Background(), "SET synchronous_commit = local", "CREATE ROLE rotator LOGIN CREATEROLE PASSWORD 'rotator-secret'"))
+	return s.node
+}
+
+func (s *server) end() error {
+	if s.node == nil {
+		return nil
+	}
+	return errors.Join(s.node.Abort(), os.RemoveAll(s.dir))
 }
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if one.node != nil {
-		if err := errors.Join(one.node.Abort(), os.RemoveAll(one.dir)); err != nil {
-			fmt.Fprintln(os.Stderr, "clean up:", err)
-			code = 1
-		}
+	if err := errors.Join(one.end(), other.end()); err != nil {
+		fmt.Fprintln(os.Stderr, "clean up:", err)
+		code = 1
 	}
 	if err := leaks.Find(); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -40,36 +94,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// shared returns a server with rules for users of some names: those that begin
-// with trusted- need no password, those with plain- send it as it is, and those
-// with ruled-out- match no rule. It speaks TLS to whoever asks for it.
+// shared is a server with rules for users of some names, which speaks TLS to
+// whoever asks for it.
 func shared(t testing.TB) *servers.PostgresNode {
 	t.Helper()
-	one.Lock()
-	defer one.Unlock()
-	if one.node != nil {
-		return one.node
-	}
-	var err error
-	one.dir, err = os.MkdirTemp("", "postgresql-shared-") //nolint:usetesting // it outlives the test
-	require.NoError(t, err)
-	one.authority, err = servers.NewAuthority()
-	require.NoError(t, err)
-	cert, key, err := one.authority.Issue("db.example.org")
-	require.NoError(t, err)
-	one.node, err = servers.StartPostgres(context.Background(), one.dir,
-		servers.WithPostgresTLS(cert, key, one.authority.PEM),
-		servers.WithHBA(
-			"host all trusted,trusted-admin 127.0.0.1/32 trust",
-			"host all plain 127.0.0.1/32 password",
-			"host all ruled-out 127.0.0.1/32 reject",
-			"hostssl all shows-cert 127.0.0.1/32 scram-sha-256 clientcert=verify-ca",
-			"host all shows-cert 127.0.0.1/32 reject",
-			"host all stored-md5 127.0.0.1/32 md5",
-		))
-	require.NoError(t, err)
-	require.NoError(t, one.node.Exec(context.Background(), "CREATE ROLE rotator LOGIN CREATEROLE PASSWORD 'rotator-secret'"))
-	return one.node
+	return one.get(t)
 }
 
 // sharedEntry is a connection to the shared server.

@@ -19,8 +19,15 @@ func create(t testing.TB, username, secret string, options ...string) {
 	t.Helper()
 	verifier, err := verifierOf(secret)
 	require.NoError(t, err)
-	require.NoError(t, shared(t).Exec(t.Context(),
-		"CREATE ROLE "+pgx.Identifier{username}.Sanitize()+" LOGIN PASSWORD '"+verifier+"' "+strings.Join(options, " ")))
+	add(t, username, "LOGIN PASSWORD '"+verifier+"' "+strings.Join(options, " "))
+}
+
+// add makes a user of the shared server, for the length of a test.
+func add(t testing.TB, username, options string, before ...string) {
+	t.Helper()
+	name := pgx.Identifier{username}.Sanitize()
+	require.NoError(t, shared(t).Exec(t.Context(), append(before, "CREATE ROLE "+name+" "+options)...))
+	t.Cleanup(func() { require.NoError(t, shared(t).Exec(context.Background(), "DROP ROLE "+name)) })
 }
 
 func TestNamesThatNeedQuoting(t *testing.T) {
@@ -116,9 +123,13 @@ func TestWhatALoginDoesNotProve(t *testing.T) {
 
 func TestADatabaseThatIsNotForTheUser(t *testing.T) {
 	node := shared(t)
-	require.NoError(t, node.Exec(t.Context(), "CREATE ROLE outsider LOGIN PASSWORD 'its-password'"))
+	create(t, "outsider", "its-password")
 	_, err := node.Text(t.Context(), "CREATE DATABASE private")
 	require.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := node.Text(context.Background(), "DROP DATABASE private WITH (FORCE)")
+		require.NoError(t, err)
+	})
 	require.NoError(t, node.Exec(t.Context(), "REVOKE CONNECT ON DATABASE private FROM PUBLIC", "GRANT CONNECT ON DATABASE private TO rotator"))
 	e := sharedEntry(t)
 	e.PostgreSQL.URL = strings.Replace(e.PostgreSQL.URL, "/postgres?", "/private?", 1)
@@ -133,7 +144,7 @@ func TestADatabaseThatIsNotForTheUser(t *testing.T) {
 // A password that was stored as MD5 is adopted, and is one of SCRAM afterwards.
 func TestMD5IsReplaced(t *testing.T) {
 	node := shared(t)
-	require.NoError(t, node.Exec(t.Context(), "SET password_encryption = 'md5'", "CREATE ROLE \"stored-md5\" LOGIN PASSWORD 'its-password'"))
+	add(t, "stored-md5", "LOGIN PASSWORD 'its-password'", "SET password_encryption = 'md5'")
 	target := targetOf(sharedEntry(t))
 	a := probeOne(t, target, "stored-md5", "its-password", "another-password")
 	require.Equal(t, []bool{true, false}, a.Accepts)
@@ -229,7 +240,7 @@ func TestARefusalAloneLeavesOtherPasswords(t *testing.T) {
 // What an admin sees who may read verifiers.
 func TestAnUnknownPasswordIsCounted(t *testing.T) {
 	create(t, "drifted", "its-password")
-	require.NoError(t, shared(t).Exec(t.Context(), "CREATE ROLE without LOGIN"))
+	add(t, "without", "LOGIN")
 	e := sharedEntry(t)
 	require.Zero(t, probeOne(t, targetOf(e), "drifted", "another").Extra, "it may have none")
 	require.True(t, preflight(t, targetOf(e), "without").HasCredential, "nobody can tell")
@@ -297,9 +308,11 @@ func TestAChangeThatWaitsForALockEndsInTime(t *testing.T) {
 // A synchronous standby that is gone makes a commit wait without end. Nothing
 // of that may happen after the call.
 func TestASynchronousStandbyThatIsGone(t *testing.T) {
-	node := servers.Postgres(t, servers.WithPostgresConfig("synchronous_standby_names = 'nobody'"))
-	require.NoError(t, node.Exec(t.Context(), "SET synchronous_commit = local",
-		"CREATE ROLE rotator LOGIN CREATEROLE PASSWORD 'rotator-secret'", "CREATE ROLE app LOGIN PASSWORD 'its-password'"))
+	node := other.get(t)
+	require.NoError(t, node.Exec(t.Context(), "SET synchronous_commit = local", "CREATE ROLE app LOGIN PASSWORD 'its-password'"))
+	t.Cleanup(func() {
+		require.NoError(t, node.Exec(context.Background(), "SET synchronous_commit = local", "DROP ROLE app"))
+	})
 	e := entryOf(t, "postgresql://{{username}}:{{password}}@"+node.Addr+"/postgres?sslmode=disable", "rotator", "rotator-secret")
 	nodes := change(soon(t, time.Second), t, targetOf(e), only("app", "new-password"))
 	require.ErrorContains(t, nodes[0].Err, "synchronous_standby_names")
@@ -361,9 +374,7 @@ func TestAStandbyThatIsBehind(t *testing.T) {
 }
 
 func TestDifferentServersAreNoTarget(t *testing.T) {
-	other := servers.Postgres(t)
-	require.NoError(t, other.Exec(t.Context(), "CREATE ROLE rotator LOGIN CREATEROLE PASSWORD 'rotator-secret'"))
-	e := entryOf(t, "postgresql://{{username}}:{{password}}@"+shared(t).Addr+","+other.Addr+"/postgres?sslmode=disable", "rotator", "rotator-secret")
+	e := entryOf(t, "postgresql://{{username}}:{{password}}@"+shared(t).Addr+","+other.get(t).Addr+"/postgres?sslmode=disable", "rotator", "rotator-secret")
 	_, err := Verify(within10s(t), e)
 	require.True(t, kind.IsDefinite(err))
 	require.ErrorContains(t, err, "different servers")
@@ -404,7 +415,7 @@ func TestTLS(t *testing.T) {
 	e := entryOf(t, "postgresql://{{username}}:{{password}}@127.0.0.1"+port+"/postgres", "rotator", "rotator-secret")
 	_, err := Verify(within10s(t), e)
 	require.ErrorContains(t, err, "tls_ca", "nobody knows its authority")
-	e.TLS.CA = one.authority.PEM
+	e.TLS.CA = authority().PEM
 	_, err = Verify(within10s(t), e)
 	require.ErrorContains(t, err, "tls_server_name")
 	e.TLS.ServerName = "db.example.org"
@@ -413,7 +424,7 @@ func TestTLS(t *testing.T) {
 	require.False(t, kind.IsUnreachable(err))
 
 	require.Contains(t, probeOne(t, targetOf(e), "shows-cert", "its-password").Problem, "pg_hba.conf")
-	e.TLS.Cert, e.TLS.Key, err = one.authority.Issue("engine")
+	e.TLS.Cert, e.TLS.Key, err = authority().Issue("engine")
 	require.NoError(t, err)
 	a := probeOne(t, targetOf(e), "shows-cert", "its-password", "another")
 	require.Equal(t, []bool{true, false}, a.Accepts)
@@ -423,8 +434,7 @@ func TestTLS(t *testing.T) {
 	_, err = Verify(within10s(t), e)
 	require.NoError(t, err)
 
-	plain := servers.Postgres(t)
-	e.PostgreSQL.URL = "postgresql://{{username}}:{{password}}@" + plain.Addr + "/postgres"
+	e.PostgreSQL.URL = "postgresql://{{username}}:{{password}}@" + other.get(t).Addr + "/postgres"
 	_, err = Verify(within10s(t), e)
 	require.ErrorContains(t, err, "does not speak TLS")
 }
