@@ -60,6 +60,7 @@ func TestPostgreSQL(t *testing.T) {
 }
 
 func postgreSQLRotates(t *testing.T, n *servers.PostgresNode) {
+	t.Helper()
 	m := newMount(t)
 	p := proxy(t, n.Addr)
 	r := m.connectDatabase("db", p.Addr(), nil)
@@ -131,6 +132,7 @@ func postgreSQLRotates(t *testing.T, n *servers.PostgresNode) {
 // A client that reads creds/ again when its login is refused gets in, and it
 // takes as long as the engine's own proof and one write.
 func postgreSQLClientsReadAgain(t *testing.T, n *servers.PostgresNode) {
+	t.Helper()
 	m := newMount(t)
 	require.Equal(t, http.StatusOK, m.connectDatabase("db", n.Addr, nil).code)
 	m.must("roles/web", map[string]any{"kind": "postgresql", "connection": "db", "username": "web", "initial_password": "first-secret-of-web"})
@@ -181,6 +183,7 @@ func TestPostgreSQLThatIsKilled(t *testing.T) {
 }
 
 func postgreSQLConnectionsAreRefused(t *testing.T, n *servers.PostgresNode) {
+	t.Helper()
 	m := newMount(t)
 	for name, c := range map[string]struct {
 		more map[string]any
