@@ -458,8 +458,9 @@ func (d *decider) promoted(v *verdict) step {
 
 // afterPublish leaves the publish phase forwards: into check, grace, or past it.
 func (d *decider) afterPublish(next *Role) step {
-	if run := next.Run; run.GraceUntil.After(d.now) {
-		run.GraceUntil = d.now.Add(next.Grace(d.config)) // consumers read of it only now
+	if run := next.Run; !run.GraceUntil.IsZero() {
+		// Consumers read of it only now, however long ago it was promoted.
+		run.GraceUntil = d.now.Add(next.Grace(d.config))
 		next.date(run.From, d.now)
 	}
 	next.advance(done, d.now) // publish → grace, or check
@@ -737,6 +738,9 @@ func (d *decider) retry(err error, on event) step {
 	}
 	next := d.role.clone()
 	r := next.Run
+	if r.Phase == Promote && r.Deadline.IsZero() { // from now on its unit waits for it
+		r.Deadline = d.now.Add(credentialTimeout)
+	}
 	r.Tries++
 	r.Error = clip(err.Error())
 	r.RetryAt = d.now.Add(d.pause(r.Tries))

@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
@@ -287,7 +288,9 @@ func (d *decider) await(reached bool) (step, bool) {
 	if reached {
 		return step{}, false
 	}
-	return step{act: wait, until: d.now.Add(unitPause)}, true
+	// The same moments for everybody who looks in between: each look waits for the
+	// next of them, and they must not add up.
+	return step{act: wait, until: d.now.UTC().Truncate(unitPause).Add(unitPause)}, true
 }
 
 // turn goes back with the unit, or says that it is too late for that.
@@ -343,40 +346,62 @@ func (d *decider) guarded(s step) step {
 	return s
 }
 
-// meet reads where the units of jobs stand.
+// unitID is what the runs of a unit have in common.
+type unitID struct {
+	rotation string
+	number   int
+}
+
+func (run *Run) unitID() unitID { return unitID{run.Rotation, run.Unit} }
+
+// meet reads where the units of jobs stand, each unit once.
 func (e *Engine) meet(jobs []*job) []*job {
-	var live []*job
+	byUnit := map[unitID][]*job{}
 	for _, j := range jobs {
+		byUnit[j.role.Run.unitID()] = append(byUnit[j.role.Run.unitID()], j)
+	}
+	var live []*job
+	for id, jobs := range byUnit {
 		ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
-		u, err := e.unitOf(ctx, j.role)
+		u, err := e.unitOf(ctx, id)
 		cancel()
 		if err != nil {
-			e.o.Logger.Warn("the roles of a unit cannot be read; trying again", "role", j.role.Name, "rotation", j.role.Run.Rotation, "error", err)
-			e.wake(j.role.lane(), j.role.Name, time.Now().Add(pause(2)))
-			continue
+			e.o.Logger.Warn("the roles of a unit cannot be read; trying again", "rotation", id.rotation, "unit", id.number, "error", err)
 		}
-		j.facts.unit = u
-		e.settleFor(j.role, u)
-		live = append(live, j)
+		for _, j := range jobs {
+			if err != nil {
+				e.wake(j.role.lane(), j.role.Name, time.Now().Add(rereadPause(err)))
+				continue
+			}
+			j.facts.unit = u.but(j.role.Name)
+			e.settleFor(j.role, j.facts.unit)
+			live = append(live, j)
+		}
 	}
 	return live
 }
 
-// unitOf reads where the others of a role's unit stand.
-func (e *Engine) unitOf(ctx context.Context, r *Role) (*unit, error) {
+// but is what the unit is to one of its roles.
+func (u *unit) but(name string) *unit {
+	return &unit{now: u.now, others: slices.DeleteFunc(slices.Clone(u.others), func(m member) bool { return m.name == name })}
+}
+
+// unitOf reads where all roles of a unit stand.
+func (e *Engine) unitOf(ctx context.Context, id unitID) (*unit, error) {
 	if err := e.st.settle(ctx); err != nil {
 		return nil, err
 	}
-	names, started, err := e.unitNames(ctx, r.Run.Rotation, r.Run.Unit)
+	names, started, err := e.unitNames(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	u := &unit{now: time.Now()}
-	for _, name := range names {
-		if name == r.Name {
-			continue
-		}
-		m, err := e.member(ctx, name, r.Run.Rotation, started)
+	roles, err := e.st.Roles(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range names {
+		m, err := e.member(ctx, name, roles[i], id.rotation, started)
 		if err != nil {
 			return nil, err
 		}
@@ -385,30 +410,26 @@ func (e *Engine) unitOf(ctx context.Context, r *Role) (*unit, error) {
 	return u, nil
 }
 
-func (e *Engine) unitNames(ctx context.Context, id string, n int) (names []string, started time.Time, err error) {
+func (e *Engine) unitNames(ctx context.Context, id unitID) (names []string, started time.Time, err error) {
 	e.mu.Lock()
-	t := e.tracks[id]
+	t := e.tracks[id.rotation]
 	e.mu.Unlock()
 	var h *Header
 	if t != nil {
 		h = t.header
-	} else if h, err = e.st.Header(ctx, id); err != nil || h == nil {
+	} else if h, err = e.st.Header(ctx, id.rotation); err != nil || h == nil {
 		return nil, started, err
 	}
 	for _, p := range h.Roles {
-		if p.Unit == n {
+		if p.Unit == id.number {
 			names = append(names, p.Role)
 		}
 	}
 	return names, h.Started, nil
 }
 
-func (e *Engine) member(ctx context.Context, name, id string, started time.Time) (member, error) {
+func (e *Engine) member(ctx context.Context, name string, r *Role, id string, started time.Time) (member, error) {
 	m := member{name: name}
-	r, err := e.st.Role(ctx, name)
-	if err != nil {
-		return m, err
-	}
 	if r != nil && r.Run != nil && r.Run.Rotation == id {
 		m.role = r
 		return m, nil
@@ -451,17 +472,17 @@ func (e *Engine) agreed(ctx context.Context, j *job, put func() error) (bool, er
 	if j.step.guard == nil {
 		return true, put()
 	}
-	run := j.role.Run
-	key := fmt.Sprintf("%s%s/%d", unitLock, run.Rotation, run.Unit)
+	id := j.role.Run.unitID()
+	key := fmt.Sprintf("%s%s/%d", unitLock, id.rotation, id.number)
 	if err := e.locks.lock(ctx, key); err != nil {
 		return false, err
 	}
 	defer e.locks.unlock(key)
-	u, err := e.unitOf(ctx, j.role)
+	u, err := e.unitOf(ctx, id)
 	if err != nil {
 		return false, err
 	}
-	if !j.step.guard(u) {
+	if !j.step.guard(u.but(j.role.Name)) {
 		j.facts.unit = nil // it is looked at again
 		return false, nil
 	}
