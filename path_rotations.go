@@ -49,7 +49,8 @@ func (b *backend) pathRotations() []*framework.Path {
 						"started":      stringField("RFC 3339."), "finished": stringField("RFC 3339."),
 						"roles": mapField("Version, state, phase and error of each role, by name."),
 						"units": {Type: framework.TypeSlice, Description: "Roles that go forward or back together."}, "children": listField("Rotations that a large request was split into."), "parent": stringField("Rotation this one is a part of."),
-						"timeline": listField("What happened when, of a rotation of one role."), "criteria": listField("What a rotation has to show, and what was seen."),
+						"timeline": listField("What happened when, of a rotation of one role."), "check_until": stringField("Until when consumers have to read what was published, RFC 3339."),
+						"criteria":        listField("What a rotation has to show, and what was seen."),
 						"already_running": listField("Roles that were in a rotation already."),
 						"nodes":           listField("Nodes of the target, of a rotation of one role."), "missed_nodes": listField("Nodes that were passed over."),
 						"retry_at": stringField("When a waiting rotation tries again, RFC 3339."), "grace_until": stringField("When the previous version is retired, RFC 3339."),
@@ -138,15 +139,26 @@ func (b *backend) readRotation(ctx context.Context, req *logical.Request, d *fra
 	if len(h.Children) > 0 {
 		data["children"] = h.Children
 	}
-	units := make([]any, len(parts))
-	for i, p := range parts {
-		units[i] = map[string]any{"roles": []string{p.Role}, "state": string(p.State), "phase": string(p.Phase)}
-	}
-	data["units"] = units
+	data["units"] = unitMaps(h, parts)
 	if len(parts) == 1 {
 		return resp, b.detail(ctx, req, h, parts[0], data)
 	}
 	return resp, nil
+}
+
+// unitMaps shows which roles go forward or back together, and how far they are.
+func unitMaps(h *rotation.Header, parts []rotation.Part) []any {
+	var units []any
+	for _, members := range rotation.Units(h, parts) {
+		roles := make([]string, len(members))
+		for i, p := range members {
+			roles[i] = p.Role
+		}
+		units = append(units, map[string]any{
+			"roles": roles, "state": string(rotation.Summarize(members)), "phase": string(members[0].Phase),
+		})
+	}
+	return units
 }
 
 // rotationID reads the id that a path names; storage is not asked for what cannot
@@ -177,6 +189,7 @@ func (b *backend) detail(ctx context.Context, req *logical.Request, h *rotation.
 		data["timeline"], data["nodes"], data["missed_nodes"] = lines(r.Run.Timeline), orEmpty(r.Nodes), orEmpty(r.Run.Missed)
 		setKnown(data, "retry_at", formatTime(r.Run.RetryAt))
 		setKnown(data, "grace_until", formatTime(r.Run.GraceUntil))
+		setKnown(data, "check_until", formatTime(p.Until))
 		if p.State == rotation.InGrace {
 			data["follow"] = fmt.Sprintf("vault write -f %sretire/%s/%s", req.MountPoint, p.Kind, p.Role)
 		}

@@ -261,11 +261,7 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 		default: // nothing of it is due
 		}
 	}
-	scheduled := map[string][]string{}
-	for _, r := range e.keepApart(begin, now) {
-		scheduled[r.Kind] = append(scheduled[r.Kind], r.Name)
-	}
-	for _, names := range scheduled {
+	for _, names := range batches(e.keepApart(begin, now)) {
 		if err := e.beginQuietly(ctx, Request{Trigger: Scheduled, Roles: names}); err != nil {
 			return err
 		}
@@ -276,6 +272,24 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 	return e.beginQuietly(ctx, Request{
 		Trigger: Reconcile, Roles: heal, Reason: "nodes that were passed over are tried again",
 	})
+}
+
+// batches are the rotations of roles that are due: one a kind, where roles that are
+// shown in one place go with the first of them.
+func batches(roles []*Role) map[string][]string {
+	out := map[string][]string{}
+	kinds := map[string]string{} // of the rotation, by place
+	for _, r := range roles {
+		into := r.Kind
+		for _, place := range r.places() {
+			if kinds[place] == "" {
+				kinds[place] = into
+			}
+			into = kinds[place]
+		}
+		out[into] = append(out[into], r.Name)
+	}
+	return out
 }
 
 // beginQuietly starts what nobody waits for; roles that are busy or gone stay

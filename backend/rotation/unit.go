@@ -71,6 +71,22 @@ func (r *Role) places() (places []string) {
 	return places
 }
 
+// Units groups the parts of a rotation by the units that go together. Numbers of
+// different children say nothing about each other: those are not grouped.
+func Units(h *Header, parts []Part) (units [][]Part) {
+	at := map[int]int{}
+	for _, p := range parts {
+		i, known := at[p.Unit]
+		if p.Unit == 0 || len(h.Children) > 0 || !known {
+			at[p.Unit] = len(units)
+			units = append(units, []Part{p})
+			continue
+		}
+		units[i] = append(units[i], p)
+	}
+	return units
+}
+
 func (h *Header) unit(role string) int {
 	for _, p := range h.Roles {
 		if p.Role == role {

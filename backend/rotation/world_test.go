@@ -414,12 +414,14 @@ func (w *world) phase(name string, p Phase) {
 	})
 }
 
-// idle waits until a role's run has ended.
-func (w *world) idle(name string) {
-	w.until("the end of the run of "+name, 6*time.Hour, func() bool {
-		r := w.roles[name]
-		return r == nil || r.Run == nil
-	})
+// idle waits until the runs of roles have ended.
+func (w *world) idle(names ...string) {
+	for _, name := range names {
+		w.until("the end of the run of "+name, 6*time.Hour, func() bool {
+			r := w.roles[name]
+			return r == nil || r.Run == nil
+		})
+	}
 }
 
 // tamper changes a node behind the engine's back.
