@@ -49,10 +49,11 @@ test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, r
 	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -v ./test/proof
 
 .PHONY: e2e
-e2e: needs-go needs-packages ## the scripted scenarios of test/e2e/testdata, with a Vault that has everything (RUN=name for one)
+e2e: needs-go needs-packages ## the scripted scenarios of test/e2e/testdata, with a Vault that has everything (RUN=name for one), and Kubernetes operators (RUN=operators)
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && HARMONYFLOW_VAULT_FULL=$$(scripts/ensure-vault-full.sh) && \
-	export HARMONYFLOW_VAULT HARMONYFLOW_VAULT_FULL && \
-	CGO_ENABLED=1 go test -race -count=1 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -run 'TestScripts/$(RUN)' ./test/e2e
+	HARMONYFLOW_OPERATORS=$$(scripts/ensure-operators.sh) && export HARMONYFLOW_VAULT HARMONYFLOW_VAULT_FULL HARMONYFLOW_OPERATORS && \
+	CGO_ENABLED=1 go test -race -count=1 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) \
+		-run '$(if $(filter operators,$(RUN)),TestOperators,TestScripts/$(RUN)$(if $(RUN),,|TestOperators))' ./test/e2e
 
 .PHONY: needs-go
 needs-go:

@@ -55,13 +55,12 @@ func (e *Engine) change(ctx context.Context, name string, mutate func(*Role) err
 // Next it sets is taken as it is; a changed schedule sets one otherwise.
 func (e *Engine) Update(ctx context.Context, name string, mutate func(*Role) error) error {
 	return e.change(ctx, name, func(r *Role) error {
-		before, stored, spec := r.Schedule, r.Next, r.Spec
+		before, stored := r.Schedule, r.Next
 		r.Next = time.Time{}
 		if err := mutate(r); err != nil {
 			return err
 		}
-		now := time.Now().UTC()
-		r.shortened(spec, now)
+		now := time.Now()
 		switch {
 		case !r.Next.IsZero():
 		case before != r.Schedule:
@@ -180,8 +179,6 @@ func (r *Role) inherit(old *Role) *kind.Material {
 	current := old.With(version.Current)
 	r.Versions = slices.Clone(old.Versions)
 	if r.ring() && old.Spec.Algorithm == r.Spec.Algorithm {
-		r.ReadBy, r.CountsUntil = old.ReadBy, old.CountsUntil
-		r.shortened(old.Spec, time.Now().UTC())
 		r.inheritRing(time.Now())
 		return materialOf(current)
 	}
