@@ -115,17 +115,23 @@ func TestPublishingTogether(t *testing.T) {
 		require.Equal(t, m.creds(name)["value"], body[name])
 		require.NotEmpty(t, body[name+"-previous"])
 	}
-	m.must("retire/api-key/refresh", nil) // of one it is of all
+	m.must("retire/api-key/refresh", nil)
+	r := m.write("rollback/api-key/admin", nil)
+	require.Equal(t, http.StatusConflict, r.code, "one that has retired keeps the others from going back")
+	require.Contains(t, r.message, `role "refresh", of the same unit`)
+	require.Equal(t, http.StatusConflict, m.write("cancel/"+rotation, nil).code)
+	m.must("retire/api-key/admin", nil)
+	m.must("retire/api-key/access", nil)
 	require.Equal(t, "completed", m.ended(rotation)["state"])
 	body, version = held(t, kv, "app")
-	require.Equal(t, begun+2, version)
+	require.Equal(t, begun+4, version)
 	require.Equal(t, "", body["admin-previous"])
 
 	rotation = id(m.must("rotate/api-key", nil))
 	m.must("rollback/api-key/admin", nil)
 	require.Equal(t, "rolled_back", m.ended(rotation)["state"])
 	again, version := held(t, kv, "app")
-	require.Equal(t, begun+4, version)
+	require.Equal(t, begun+6, version)
 	require.Equal(t, body, again)
 }
 

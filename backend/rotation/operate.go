@@ -409,6 +409,9 @@ var (
 // recall turns a run back for a request. The request is stored first: a repeat
 // that comes after the run has ended must not start another way back.
 func (e *Engine) recall(ctx context.Context, r *Role, reason string, req Request) error {
+	if err := e.unitStays(ctx, r); err != nil {
+		return err
+	}
 	if err := recallRun(r, reason); err != nil {
 		return err
 	}
@@ -503,6 +506,9 @@ func (e *Engine) cancelParts(ctx context.Context, h *Header, reason string) []er
 		errs = append(errs, e.change(ctx, p.Role, func(r *Role) error {
 			if r.Run == nil || r.Run.Rotation != h.ID {
 				return errNoRun
+			}
+			if err := e.unitStays(ctx, r); err != nil {
+				return err
 			}
 			return recallRun(r, reason)
 		}))

@@ -11,8 +11,9 @@ import (
 
 // Units. The roles of a rotation that fill one document go forward or back
 // together: none is promoted before all have passed their test, what they serve is
-// published in one write, none retires before all may, and when one goes back all
-// do. Each role decides for itself, from what the others have stored: there is no
+// published in one write, none retires before all have come as far as their grace,
+// and when one goes back all do. The first that retires, each at the end of its own
+// grace, ends the way back for all. Each role decides for itself, from what the others have stored: there is no
 // entry of a unit that could disagree with theirs. Only the two decisions that
 // exclude each other, to retire and to go back after promotion, are made one at a
 // time (agreed).
@@ -159,26 +160,28 @@ func (u *unit) promoted(m member) bool {
 	return run == nil && m.ended == Completed || run != nil && run.Promoted && !run.Back
 }
 
-// over: its grace has ended, by its clock or because somebody said so of the unit.
-func (u *unit) over(now bool) func(member) bool {
-	return func(m member) bool {
-		run := m.run()
-		switch {
-		case run == nil:
-			return m.ended == Completed
-		case run.Back:
-			return false
-		case run.Phase == Retire || run.Retired:
-			return true
-		}
-		return run.Phase == Grace && run.Recall == "" && !run.Reapply && (now || run.RetireNow || !u.now.Before(run.GraceUntil))
+// arrived: it has come as far as its grace, and nobody has asked to take it back.
+func (u *unit) arrived(m member) bool {
+	run := m.run()
+	switch {
+	case run == nil:
+		return m.ended == Completed
+	case run.Back:
+		return false
+	case run.Phase == Retire || run.Retired:
+		return true
 	}
+	return run.Phase == Grace && run.Recall == ""
 }
 
-// retired: only its current version is accepted.
-func (u *unit) retired(m member) bool {
+// leaving: it is about to publish that its previous version is gone. One whose
+// server does not answer is not counted.
+func (u *unit) leaving(m member) bool {
 	run := m.run()
-	return run == nil && m.ended == Completed || run != nil && run.Retired
+	if run == nil || run.Back || run.Retired || run.Tries > 0 {
+		return false
+	}
+	return run.Phase == Retire || run.Phase == Grace && (run.RetireNow || !u.now.Before(run.GraceUntil))
 }
 
 // settledBack: nothing of it is shown that would have to be taken back.
@@ -226,16 +229,6 @@ func (u *unit) fixed() string {
 	return ""
 }
 
-// hurried reports whether somebody asked to end the grace of the unit.
-func (u *unit) hurried() bool {
-	for _, m := range u.others {
-		if run := m.run(); run != nil && run.RetireNow {
-			return true
-		}
-	}
-	return false
-}
-
 // unitPause is how often a role that waits for its unit looks by itself. Whoever
 // it waits for wakes it.
 const unitPause = 15 * time.Second
@@ -273,7 +266,7 @@ func (d *decider) together() (s step, ok bool) {
 		return d.await(run.Phase != Publish || u.all(u.settledBack))
 	}
 	if run.Retired {
-		return d.await(u.succeeding().all(u.retired))
+		return d.await(u.succeeding().all(func(m member) bool { return !u.leaving(m) })) // one write for those that retire together
 	}
 	if s, ok := d.turn(); ok {
 		return s, true
@@ -291,7 +284,7 @@ func (d *decider) together() (s step, ok bool) {
 	case run.Phase == Publish:
 		return d.await(u.all(u.promoted))
 	case run.Phase == Grace && d.graceOver():
-		return d.await(u.all(u.over(run.RetireNow || u.hurried())))
+		return d.await(u.all(u.arrived))
 	}
 	return step{}, false
 }
@@ -340,23 +333,21 @@ func (d *decider) turn() (step, bool) {
 	return s, true
 }
 
-// graceOver reports whether the role's own grace has ended.
+// graceOver reports whether the role's grace has ended.
 func (d *decider) graceOver() bool {
 	run := d.role.Run
-	hurried := d.facts.unit != nil && d.facts.unit.hurried()
-	return run.RetireNow || hurried || !d.now.Before(run.GraceUntil)
+	return run.RetireNow || !d.now.Before(run.GraceUntil)
 }
 
 // guarded has a step stored only if the unit still agrees when it is.
 func (d *decider) guarded(s step) step {
 	if u := d.facts.unit; u != nil {
-		hurried := d.role.Run.RetireNow || u.hurried()
 		stays := d.role.Run.Promoted && !d.role.returnable()
 		s.guard = func(u *unit) bool {
 			if u.failure() != "" && (stays || u.fixed() != "") {
 				u = u.succeeding()
 			}
-			return u.all(u.over(hurried))
+			return u.all(u.arrived)
 		}
 	}
 	return s
@@ -395,6 +386,24 @@ func (e *Engine) meet(jobs []*job) []*job {
 		}
 	}
 	return live
+}
+
+// unitStays refuses to take a role back whose unit can no longer go with it.
+func (e *Engine) unitStays(ctx context.Context, r *Role) error {
+	run := r.Run
+	if run.Unit == 0 || !run.Promoted || run.Back {
+		return nil
+	}
+	u, err := e.unitOf(ctx, run.unitID())
+	if err != nil {
+		return err
+	}
+	if stuck := u.but(r.Name).fixed(); stuck != "" {
+		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
+			"role %q, of the same unit in rotation %s, can no longer go back; wait until role %q has completed, then rollback/%s/%s starts a rotation back",
+			stuck, run.Rotation, r.Name, r.Kind, r.Name)}
+	}
+	return nil
 }
 
 // but is what the unit is to one of its roles.
