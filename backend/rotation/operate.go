@@ -55,12 +55,13 @@ func (e *Engine) change(ctx context.Context, name string, mutate func(*Role) err
 // Next it sets is taken as it is; a changed schedule sets one otherwise.
 func (e *Engine) Update(ctx context.Context, name string, mutate func(*Role) error) error {
 	return e.change(ctx, name, func(r *Role) error {
-		before, stored := r.Schedule, r.Next
+		before, stored, spec := r.Schedule, r.Next, r.Spec
 		r.Next = time.Time{}
 		if err := mutate(r); err != nil {
 			return err
 		}
-		now := time.Now()
+		now := time.Now().UTC()
+		r.shortened(spec, now)
 		switch {
 		case !r.Next.IsZero():
 		case before != r.Schedule:
@@ -179,6 +180,8 @@ func (r *Role) inherit(old *Role) *kind.Material {
 	current := old.With(version.Current)
 	r.Versions = slices.Clone(old.Versions)
 	if r.ring() && old.Spec.Algorithm == r.Spec.Algorithm {
+		r.ReadBy, r.CountsUntil = old.ReadBy, old.CountsUntil
+		r.shortened(old.Spec, time.Now().UTC())
 		r.inheritRing(time.Now())
 		return materialOf(current)
 	}

@@ -40,6 +40,28 @@ func (r *Role) tokens() time.Duration {
 	return r.Spec.PropagationDelay + r.Spec.MaxTokenTTL
 }
 
+// shortened keeps what consumers were promised under spec was: to change it does not
+// change what they have read and signed before.
+func (r *Role) shortened(was kind.Spec, now time.Time) {
+	before := &Role{Spec: was}
+	if !r.ring() || !before.ring() {
+		return
+	}
+	if r.Spec.PropagationDelay < was.PropagationDelay {
+		r.ReadBy = later(r.ReadBy, now.Add(was.PropagationDelay))
+	}
+	if r.tokens() < before.tokens() {
+		r.CountsUntil = later(r.CountsUntil, now.Add(before.tokens()))
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // ringTTL is for how long what creds/ answers may be kept: half of the time that
 // consumers are given to read a change, and not beyond the next one.
 func (r *Role) ringTTL(now time.Time) time.Duration {
@@ -201,7 +223,7 @@ func (d *decider) startCheck(next *Role) step {
 	if !next.Run.Ahead && next.Spec.MaxTokenTTL > 0 {
 		return d.afterCheck(next)
 	}
-	next.Run.CheckUntil = d.now.Add(next.Spec.PropagationDelay)
+	next.Run.CheckUntil = later(d.now.Add(next.Spec.PropagationDelay), next.ReadBy)
 	return step{act: store, next: next}
 }
 
@@ -243,7 +265,7 @@ func (r *Role) date(number int, now time.Time) {
 	}
 	v.Replaced = now
 	if ttl := r.tokens(); ttl > 0 {
-		v.RetireAt = now.Add(ttl)
+		v.RetireAt = later(now.Add(ttl), r.CountsUntil)
 	}
 }
 

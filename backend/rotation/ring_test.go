@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -202,5 +203,52 @@ func TestRingVersions(t *testing.T) {
 		r.Leave(2, now)
 		require.Equal(t, version.Failed, r.Get(2).Stage)
 		require.Len(t, r.Ring(), 1)
+	})
+}
+
+// Rotations and rollbacks in turn leave no versions that are never forgotten.
+func TestRingsForget(t *testing.T) {
+	s := shape{name: "signing ring", strategy: kind.KeyRing, targetless: true, tokens: 20 * time.Minute}
+	inWorld(t, s, nil, func(t *testing.T, w *world) {
+		for range 5 {
+			w.rotate("a")
+			w.phase("a", Grace)
+			w.rollBack("a")
+			w.idle("a")
+			w.rotate("a")
+			w.idle("a")
+		}
+		w.pass(time.Hour)
+		w.rotate("a")
+		w.idle("a")
+		r := w.role("a")
+		require.LessOrEqual(t, len(r.Versions), r.KeepVersions)
+		for _, v := range r.Versions {
+			require.True(t, v.Stage == version.Current || !v.Refused.IsZero(), describe(r))
+		}
+	})
+}
+
+// Tokens that were signed while they could live longer are verified until they have
+// run out, and consumers that were told to read less often are waited for.
+func TestRingsThatGetFaster(t *testing.T) {
+	s := shape{name: "signing ring", strategy: kind.KeyRing, targetless: true, tokens: 20 * time.Minute}
+	inWorld(t, s, nil, func(t *testing.T, w *world) {
+		began := time.Now()
+		w.mu.Lock()
+		w.shape.tokens = time.Minute // what is signed from now on
+		w.mu.Unlock()
+		require.NoError(t, w.do("update", func(ctx context.Context, e *Engine) error {
+			return e.Update(ctx, "a", func(r *Role) error {
+				r.Spec.MaxTokenTTL, r.Spec.PropagationDelay = time.Minute, time.Second
+				return nil
+			})
+		}))
+		w.rotate("a")
+		w.until("the new key is used", time.Hour, func() bool { return w.roles["a"].With(version.Current).Number == 2 })
+		require.GreaterOrEqual(t, time.Since(began), testDelay)
+		w.idle("a")
+		w.until("the old key has left", 2*time.Hour, func() bool { return len(w.roles["a"].Ring()) == 1 })
+		require.GreaterOrEqual(t, time.Since(began), testDelay+20*time.Minute)
 	})
 }

@@ -57,6 +57,11 @@ type Role struct {
 	// computed anew from the clock: a slot that nobody served stays due.
 	Next         time.Time `json:"next,omitzero"`
 	LastRotation time.Time `json:"last_rotation,omitzero"`
+	// Of a ring whose propagation_delay or max_token_ttl was made shorter: when
+	// consumers that go by the longer one have read again, and until when what was
+	// signed for longer counts.
+	ReadBy      time.Time `json:"read_by,omitzero"`
+	CountsUntil time.Time `json:"counts_until,omitzero"`
 	// MissedSlots counts the slots that came due and had no rotation of their
 	// own; LastMissed is the latest of them.
 	MissedSlots int       `json:"missed_slots,omitempty"`

@@ -154,6 +154,7 @@ func (s *Set) Leave(number int, now time.Time) {
 		v.Stage = Failed
 	}
 	v.Refused = now
+	s.MarkRefused(v.Material, now) // with the earlier numbers of the same key
 }
 
 // PromoteBack serves the material of previous again, under a new number, and
