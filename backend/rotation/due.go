@@ -277,15 +277,15 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 // batches are the rotations of roles that are due: one a kind, where roles that are
 // shown in one place go with the first of them.
 func batches(roles []*Role) map[string][]string {
-	out := map[string][]string{}
-	kinds := map[string]string{} // of the rotation, by place
+	out, units := map[string][]string{}, unitsOf(Scheduled, roles)
+	kinds := map[int]string{} // of the rotation, by unit
 	for _, r := range roles {
 		into := r.Kind
-		for _, place := range r.places() {
-			if kinds[place] == "" {
-				kinds[place] = into
+		if n := units[r.Name]; n != 0 {
+			if kinds[n] == "" {
+				kinds[n] = into
 			}
-			into = kinds[place]
+			into = kinds[n]
 		}
 		out[into] = append(out[into], r.Name)
 	}

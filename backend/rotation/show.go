@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -103,15 +104,25 @@ func (d *decider) giveUp(err error) step {
 	return step{act: store, next: next}
 }
 
-// reach asks whether places could be written, changing nothing.
+// reach asks whether places could be written, changing nothing. All of them are
+// behind one connection: when one waits in vain, the others do not wait as well.
 func (e *Engine) reach(jobs []*job) {
+	var hangs atomic.Pointer[error]
 	g := errgroup.Group{}
 	g.SetLimit(parallelPlaces)
 	for _, j := range jobs {
 		g.Go(func() error {
+			if err := hangs.Load(); err != nil {
+				j.facts.reached = &reached{unreachedPlace(j.role, *err)}
+				return nil
+			}
 			ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
 			defer cancel()
-			j.facts.reached = &reached{e.reachPlace(ctx, j.role)}
+			err := e.guardedPublication(func() error { return e.o.Reach(ctx, j.role) })
+			if err != nil && ctx.Err() != nil {
+				hangs.Store(&err)
+			}
+			j.facts.reached = &reached{unreachedPlace(j.role, err)}
 			return nil
 		})
 	}
@@ -122,10 +133,14 @@ func (e *Engine) reach(jobs []*job) {
 const parallelPlaces = 8
 
 func (e *Engine) reachPlace(ctx context.Context, r *Role) error {
-	if err := e.guardedPublication(func() error { return e.o.Reach(ctx, r) }); err != nil {
-		return classed(err, "%s cannot be published to: %w", r.Place, err)
+	return unreachedPlace(r, e.guardedPublication(func() error { return e.o.Reach(ctx, r) }))
+}
+
+func unreachedPlace(r *Role, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return classed(err, "%s cannot be published to: %w", r.Place, err)
 }
 
 // classed is a new text of an error that keeps what it means.

@@ -2,8 +2,12 @@ package rotation
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
@@ -86,4 +90,27 @@ func (w *world) landPlaceLater(at time.Time, fields map[string]string) {
 			w.writePlace(fields)
 		}
 	}()
+}
+
+// A Vault that hangs costs a batch one call's time, however many roles would be
+// published there.
+func TestReachHangs(t *testing.T) {
+	inWorld(t, shape{name: "place", strategy: kind.Overlap, nodes: 1, place: true}, nil, func(t *testing.T, w *world) {
+		names := []string{"a"}
+		for i := range 40 {
+			names = append(names, fmt.Sprintf("b%d", i))
+			w.seed(names[i+1], nil)
+		}
+		w.instance().engine.o.Reach = func(ctx context.Context, _ *Role) error {
+			<-ctx.Done()
+			return kind.CannotReach(ctx.Err())
+		}
+		began := time.Now()
+		w.rotate(names...)
+		for _, name := range names {
+			w.idle(name)
+			require.Equal(t, Failed, w.role(name).LastRun.State)
+		}
+		require.Less(t, time.Since(began), 3*kind.CallTimeout+preflightTimeout)
+	})
 }

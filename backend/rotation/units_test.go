@@ -19,6 +19,11 @@ func TestUnitsOf(t *testing.T) {
 	require.Equal(t, map[string]int{"a": 1, "b": 1, "c": 1, "g": 2, "h": 2}, unitsOf(Manual, roles))
 	require.Empty(t, unitsOf(Reconcile, roles))
 	require.Equal(t, map[string][]string{"jwt": {"a", "b", "c"}, "redis": {"d", "e", "f", "g", "h"}}, batches(roles))
+	roles = []*Role{
+		{Name: "a", Kind: "jwt", Document: "one"}, {Name: "b", Kind: "api-key", Place: place, PlaceTarget: "x"},
+		{Name: "c", Kind: "redis", Document: "one", Place: place, PlaceTarget: "x"},
+	}
+	require.Equal(t, map[string][]string{"jwt": {"a", "b", "c"}}, batches(roles), "the last one joins the others")
 
 	h := &Header{}
 	parts := []Part{{Role: "a", Unit: 1}, {Role: "x"}, {Role: "b", Unit: 1}, {Role: "y"}, {Role: "g", Unit: 2}}
