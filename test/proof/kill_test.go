@@ -193,9 +193,9 @@ func (k *killing) awaitProgress(ctx context.Context) error {
 
 // awaitIdle returns when every rotation has ended. It only reads: what was
 // interrupted ends by itself.
-func (k *killing) awaitIdle(ctx context.Context) error {
+func (m *mount) awaitIdle(ctx context.Context) error {
 	return until(ctx, 5*time.Minute, func(ctx context.Context) error {
-		data, err := k.read(ctx, "status")
+		data, err := m.read(ctx, "status")
 		if err != nil {
 			return err
 		}

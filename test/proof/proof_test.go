@@ -49,12 +49,17 @@ var shared struct {
 	stops   []func() error
 }
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if description := os.Getenv(partyVariable); description != "" {
+		os.Exit(runParty(description))
+	}
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) (code int) {
 	flag.Parse()
 	// Tests that call Parallel mostly wait, also where there are few cores.
-	if err := flag.Set("test.parallel", "3"); err != nil {
+	if err := flag.Set("test.parallel", "5"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
