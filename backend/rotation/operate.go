@@ -156,8 +156,12 @@ func (e *Engine) newRole(ctx context.Context, c Creation, h *Header) (*Role, err
 	}
 	initial := c.Initial
 	if t != nil {
-		if left := r.inherit(t.Role); initial == nil && !c.Overwrite && !r.kept() {
+		left := r.inherit(t.Role)
+		if initial == nil && !c.Overwrite && !r.kept() {
 			initial = left
+		}
+		if r.ring() && left != nil && (initial == nil || !initial.Same(*left)) {
+			return nil, r.goesOn()
 		}
 	}
 	r.Run = newRun(h, now)
@@ -191,6 +195,10 @@ func (r *Role) inherit(old *Role) *kind.Material {
 			v.Stage = version.Retired
 		default: // it is where it was
 		}
+	}
+	if r.ring() { // its keys are of another algorithm
+		r.leaveAll(time.Now())
+		return nil
 	}
 	return materialOf(current)
 }

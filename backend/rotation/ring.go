@@ -298,6 +298,22 @@ func (r *Role) inheritRing(now time.Time) {
 	}
 }
 
+// leaveAll records that no key of a deleted role is in the ring.
+func (r *Role) leaveAll(now time.Time) {
+	for i := range r.Versions {
+		if v := &r.Versions[i]; v.Refused.IsZero() {
+			v.Refused = now
+		}
+	}
+}
+
+// goesOn refuses to create a role again with another key than it had: consumers
+// that hold the keys of the deleted one would meet a key that they never saw.
+func (r *Role) goesOn() *Conflict {
+	return &Conflict{Text: fmt.Sprintf("role %q was deleted, and consumers may hold its keys; create it without initial_value and overwrite_existing, "+
+		"so that it goes on with them, and then rotate/%s/%s", r.Name, r.Kind, r.Name)}
+}
+
 // takenOut is why version number cannot leave the ring on request, or "".
 func (r *Role) takenOut(number int) (*version.Version, string) {
 	var earlier []*version.Version

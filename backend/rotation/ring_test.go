@@ -252,3 +252,34 @@ func TestRingsThatGetFaster(t *testing.T) {
 		require.GreaterOrEqual(t, time.Since(began), testDelay+20*time.Minute)
 	})
 }
+
+// A ring that is created again goes on with the key that consumers know, or, where
+// that is of another algorithm, with a new one.
+func TestRingsThatAreCreatedAgain(t *testing.T) {
+	s := shape{name: "signing ring", strategy: kind.KeyRing, targetless: true, tokens: 20 * time.Minute}
+	inWorld(t, s, func(r *Role) { r.Spec.Algorithm = "RS256" }, func(t *testing.T, w *world) {
+		create := func(algorithm string, initial *kind.Material, overwrite bool) error {
+			return w.do("create", func(ctx context.Context, e *Engine) error {
+				r := w.newRole("a")
+				r.Spec.Algorithm = algorithm
+				_, err := e.Create(ctx, Creation{Role: r, Initial: initial, Overwrite: overwrite})
+				return err
+			})
+		}
+		w.remove("a")
+		require.ErrorContains(t, create("RS256", nil, true), "rotate/fakering/a")
+		require.ErrorContains(t, create("RS256", material("a", "another"), false), "rotate/fakering/a")
+		require.NoError(t, create("RS256", nil, false))
+		w.idle("a")
+		require.Equal(t, "m0-a", secret(w.role("a"), version.Current))
+
+		w.remove("a")
+		w.mu.Lock()
+		w.lives = nil // nobody can verify with keys of another algorithm
+		w.mu.Unlock()
+		require.NoError(t, create("ES256", nil, false))
+		w.idle("a")
+		require.Equal(t, "m1", secret(w.role("a"), version.Current))
+		require.Len(t, w.role("a").Ring(), 1)
+	})
+}
