@@ -44,7 +44,7 @@ test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, r
 	FAULT_POINTS_FILE=$$(mktemp) YEAR_FILE=$$(mktemp) && export FAULT_POINTS_FILE YEAR_FILE && trap 'rm -f "$$FAULT_POINTS_FILE" "$$YEAR_FILE"' EXIT && \
 	packages=$$(go list ./... | grep -v '/test/proof$$') && \
 	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) $$packages && \
-	go test -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./backend/schedule && \
+	go test -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./backend/rotation ./backend/schedule && \
 	cat "$$FAULT_POINTS_FILE" "$$YEAR_FILE" && \
 	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -v ./test/proof
 

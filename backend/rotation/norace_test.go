@@ -1,0 +1,6 @@
+//go:build !race
+
+package rotation
+
+// stride is how many operations there are to one that meets faults.
+const stride = 1
