@@ -23,11 +23,8 @@ func (r *Role) ring() bool { return r.Spec.Strategy == kind.KeyRing }
 // announces reports whether the run shows a next key before it is used. At a
 // create nobody verifies anything yet.
 func (r *Role) announces() bool {
-	switch r.Run.Trigger {
-	case Create, Reconcile, Retirement:
-		return false
-	}
-	return r.ring()
+	t := r.Run.Trigger
+	return r.ring() && t != Create && t != Reconcile && t != Retirement
 }
 
 // tokens is how long a key is needed after the next one was promoted: the last

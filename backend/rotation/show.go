@@ -25,8 +25,7 @@ type reached struct{ err error }
 
 // unreached reports whether preflight still has to ask about the role's place.
 func (d *decider) unreached() bool {
-	switch d.role.Run.Trigger {
-	case Reconcile, Retirement: // the one publishes nothing, the other must not fail
+	if t := d.role.Run.Trigger; t == Reconcile || t == Retirement { // the one publishes nothing, the other must not fail
 		return false
 	}
 	return !d.role.Place.Zero() && d.facts.reached == nil
