@@ -3,9 +3,11 @@ package harmonyflow
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -13,6 +15,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
 // documentField is the name of a document, which may be in folders.
@@ -222,14 +225,14 @@ func (b *backend) unfilled(ctx context.Context, r *rotation.Role, overwrite bool
 		return err
 	}
 	for where, body := range places {
-		if err := b.unfilledIn(r, where, body); err != nil {
+		if err := b.unfilledIn(ctx, r, where, body); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *backend) unfilledIn(r *rotation.Role, where string, body map[string]string) error {
+func (b *backend) unfilledIn(ctx context.Context, r *rotation.Role, where string, body map[string]string) error {
 	ring, isRing := b.kind(r.Kind).(kind.Ring)
 	shown := map[string]string{r.UsernameField: r.Spec.Username}
 	if v := r.Get(r.Run.To); v != nil {
@@ -237,12 +240,46 @@ func (b *backend) unfilledIn(r *rotation.Role, where string, body map[string]str
 	}
 	for _, field := range r.Fields() {
 		held := body[field]
-		if isRing && held != "" && holds(ring, r, field, held) {
+		if held == "" || held == shown[field] || isRing && holds(ring, r, field, held) {
 			continue
 		}
-		if held != "" && held != shown[field] {
-			return conflict("field %q of %s holds a value already that no role owns and that was not given; give it as initial_password or initial_value, or set overwrite_existing=true to replace it", field, where)
+		if isRing && field == r.Spec.PreviousField {
+			if err := b.takeOver(ctx, ring, r, held); err != nil {
+				return conflict("field %q of %s holds a value that no role owns and that cannot be taken over as an earlier key (%v); empty it once nothing needs it any more, or set overwrite_existing=true to replace it", field, where, err)
+			}
+			continue
 		}
+		remedy := "empty it once nothing needs it any more"
+		if field == r.Field {
+			remedy = "give it as initial_password or initial_value"
+		}
+		return conflict("field %q of %s holds a value already that no role owns and that was not given; %s, or set overwrite_existing=true to replace it", field, where, remedy)
 	}
+	return nil
+}
+
+// takeOver makes what consumers find as the previous key an earlier key of a ring
+// whose current one is adopted: it goes on counting as long as an earlier key does.
+func (b *backend) takeOver(ctx context.Context, ring kind.Ring, r *rotation.Role, held string) error {
+	adopter, ok := ring.(kind.Adopter)
+	switch {
+	case !ok:
+		return fmt.Errorf("kind %s takes none over", r.Kind)
+	case !r.Run.Adopted:
+		return errors.New("the key that is in use was not given")
+	case r.With(version.Previous) != nil:
+		return errors.New("the role has an earlier key already")
+	}
+	if err := b.entry(r.Kind).CheckInitial(r.Spec, held); err != nil {
+		return err
+	}
+	m, err := adopter.Adopt(ctx, r.Spec, held, source{b})
+	if err != nil {
+		return err
+	}
+	if form, err := ring.Verifying(m); err != nil || form != held {
+		return errors.New("only the public half of a key stands there")
+	}
+	r.TakeOver(m, time.Now())
 	return nil
 }

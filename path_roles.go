@@ -66,7 +66,8 @@ func (b *backend) pathRoles() []*framework.Path {
 			HelpSynopsis: "One secret under rotation.",
 			HelpDescription: `Creating a role adopts the secret its user has (initial_password, initial_value), proven by a login, or makes
 the first version. Where the user has a password that was not given, the request is refused unless
-overwrite_existing=true. While a role rotates only its schedule, grace_period and description may be
+overwrite_existing=true. An earlier key of a ring that consumers find in previous_field is adopted beside
+initial_value. While a role rotates only its schedule, grace_period and description may be
 written. A write answers with the next three times at which the role rotates by itself. Deleting one leaves
 its secret working, and keeps it for 30 days: creating the role again goes on with its version numbers. A role
 that is in a rotation is not deleted. Where the rotation waits for a server that is gone for good, in grace,

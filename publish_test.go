@@ -2,6 +2,7 @@ package harmonyflow
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -44,6 +45,13 @@ func at(path string, more map[string]any) map[string]any {
 	for k, v := range more {
 		data[k] = v
 	}
+	return data
+}
+
+// merged has what more says, and not what it says is nil.
+func merged(data, more map[string]any) map[string]any {
+	maps.Copy(data, more)
+	maps.DeleteFunc(data, func(_ string, value any) bool { return value == nil })
 	return data
 }
 
@@ -96,6 +104,87 @@ func TestPublishing(t *testing.T) {
 	require.Equal(t, "kv", read["publish_connection"])
 	require.Equal(t, "harmonyflow/app", read["publish_path"])
 	require.Equal(t, http.StatusConflict, m.delete("connections/kv").code, "a role publishes through it")
+}
+
+// TestPublishingTakesOver: what stands in the field of the previous key verifies
+// today. It goes on doing so for as long as an earlier key does.
+func TestPublishingTakesOver(t *testing.T) {
+	t.Parallel()
+	const current, earlier = "the-key-that-signs-today-12345678", "the-key-that-signed-before-123456"
+	m, _, kv := publishing(t)
+	put := func(path string, body map[string]any) {
+		_, err := kv.Put(t.Context(), "harmonyflow/"+path, body)
+		require.NoError(t, err)
+	}
+	role := func(path string, more map[string]any) map[string]any {
+		return at(path, merged(jwtRole("HS256", map[string]any{
+			"field": "key", "previous_field": "before", "initial_value": current, "propagation_delay": "1s",
+		}), more))
+	}
+	today := map[string]any{"key": current, "before": earlier, "theirs": "kept"}
+	put("app", today)
+
+	m.ended(id(m.must("roles/session", role("app", nil))))
+	body, version := held(t, kv, "app")
+	require.Equal(t, 1, version, "all of it stands there already")
+	require.Equal(t, today, body)
+	creds := m.creds("session")
+	require.Equal(t, current, creds["value"])
+	require.Equal(t, earlier, creds["previous_value"])
+	require.Len(t, creds["keys"], 2)
+	require.EqualValues(t, 2, m.read("roles/session").data["version"])
+	r := m.write("rotate/jwt/session", nil)
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "retire/jwt/session version=1")
+	m.ended(id(m.must("retire/jwt/session", map[string]any{"version": 1})))
+	body, version = held(t, kv, "app")
+	require.Equal(t, 2, version)
+	require.Equal(t, map[string]any{"key": current, "before": "", "theirs": "kept"}, body)
+
+	// It leaves by itself, too.
+	put("short", today)
+	m.ended(id(m.must("roles/short", role("short", map[string]any{"max_token_ttl": "1s"}))))
+	require.Eventually(t, func() bool { body, _ := held(t, kv, "short"); return body["before"] == "" }, patience, glance)
+	_, version = held(t, kv, "short")
+	require.Equal(t, 2, version)
+
+	// What encrypted stays until it is retired.
+	put("cipher", map[string]any{"key": "AAAAAAAAAAAAAAAAAAAAAA==", "before": "AQEBAQEBAQEBAQEBAQEBAQ=="})
+	m.ended(id(m.must("roles/cipher", at("cipher", map[string]any{
+		"kind": "encryption-key", "length": 128, "field": "key", "previous_field": "before", "initial_value": "AAAAAAAAAAAAAAAAAAAAAA==",
+	}))))
+	require.Equal(t, "AQEBAQEBAQEBAQEBAQEBAQ==", m.creds("cipher")["previous_value"])
+
+	// What is no such key is not thrown away unasked.
+	for name, c := range map[string]struct {
+		body, role map[string]any
+		says       string
+	}{
+		"too short":         {map[string]any{"key": current, "before": "short"}, nil, "5 bytes long"},
+		"nothing was given": {map[string]any{"before": earlier}, map[string]any{"initial_value": nil}, "was not given"},
+		"public half":       {map[string]any{"before": "-----BEGIN PUBLIC KEY-----"}, map[string]any{"algorithm": "ES256", "initial_value": nil}, "cannot be taken over"},
+		"of an api-key": {
+			map[string]any{"key": current, "before": earlier},
+			map[string]any{"kind": "api-key", "max_token_ttl": nil, "propagation_delay": nil, "algorithm": nil},
+			"empty it",
+		},
+	} {
+		put("bad", c.body)
+		_, before := held(t, kv, "bad")
+		r := m.write("roles/bad", role("bad", c.role))
+		require.Equal(t, http.StatusConflict, r.code, "%s: %s", name, r.message)
+		require.Contains(t, r.message, c.says, name)
+		require.Contains(t, r.message, "overwrite_existing=true", name)
+		require.NotContains(t, r.message, earlier)
+		require.Equal(t, http.StatusNotFound, m.read("roles/bad").code, name)
+		_, after := held(t, kv, "bad")
+		require.Equal(t, before, after, name)
+	}
+	put("bad", today)
+	m.ended(id(m.must("roles/over", role("bad", map[string]any{"overwrite_existing": true}))))
+	body, _ = held(t, kv, "bad")
+	require.Equal(t, "", body["before"])
+	require.Equal(t, current, body["key"])
 }
 
 // TestPublishingTogether: roles of one secret are one unit, and so one version for

@@ -90,7 +90,8 @@ type Creation struct {
 	Target      string // identity of the target, "" where there is none
 	PlaceTarget string // the same of the Vault that the role is published to
 	RequestedBy Requester
-	// Check may refuse the role once nobody else can claim what it claims.
+	// Check may refuse the role once nobody else can claim what it claims, and have
+	// it take over an earlier key that it finds there.
 	Check func(ctx context.Context, r *Role) error
 }
 

@@ -311,6 +311,22 @@ func (r *Role) goesOn() *Conflict {
 		"so that it goes on with them, and then rotate/%s/%s", r.Name, r.Kind, r.Name)}
 }
 
+// TakeOver puts a key that was in use before the one that is being adopted in
+// front of it: when it was replaced nobody knows, so its time counts from now.
+func (r *Role) TakeOver(m kind.Material, now time.Time) {
+	i := slices.IndexFunc(r.Versions, func(v version.Version) bool { return v.Number == r.Run.To })
+	adopted := &r.Versions[i]
+	earlier := version.Version{
+		Number: adopted.Number, Stage: version.Previous, Material: m, Created: adopted.Created, Rotation: adopted.Rotation, Replaced: now,
+	}
+	if ttl := r.tokens(); ttl > 0 {
+		earlier.RetireAt = now.Add(ttl)
+	}
+	r.Last++
+	adopted.Number, r.Run.To = r.Last, r.Last
+	r.Versions = slices.Insert(r.Versions, i, earlier)
+}
+
 // takenOut is why version number cannot leave the ring on request, or "".
 func (r *Role) takenOut(number int) (*version.Version, string) {
 	var earlier []*version.Version

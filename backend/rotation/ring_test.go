@@ -60,6 +60,17 @@ func (w *world) life(role, secret string) *life {
 	return l
 }
 
+// inUse has keys that the engine does not know of in use: earlier ones until now,
+// and the last one from now on.
+func (w *world) inUse(role string, secrets ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before := time.Now().Add(-time.Hour)
+	for _, secret := range secrets {
+		*w.life(role, secret) = life{shown: before, published: before, used: time.Now()}
+	}
+}
+
 // noteKeys checks a write of a ring: a key is used only after consumers could
 // read it for as long as they may take, and one that was used leaves only when
 // nothing that was made with it counts any more, or somebody said so.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 )
 
@@ -126,6 +127,17 @@ func (s shape) scenarios() []scenario {
 		{name: "create adopted", seed: imported, steps: func(w *world) {
 			w.create("a", material("a", "old"), false)
 			w.idle("a")
+		}, check: serves("a", "old")},
+		{name: "create taking over", seed: imported, not: func(s shape) bool { return s.strategy != kind.KeyRing }, steps: func(w *world) {
+			w.inUse("a", "older", "old")
+			w.createWith("a", material("a", "old"), false, func(_ context.Context, r *Role) error {
+				r.TakeOver(*material("a", "older"), time.Now())
+				return nil
+			})
+			w.until("the end of the earlier key", 5*time.Hour, func() bool {
+				r := w.roles["a"]
+				return r.Run == nil && r.With(version.Previous) == nil
+			})
 		}, check: serves("a", "old")},
 		{name: "create overwriting", seed: imported, steps: func(w *world) {
 			w.create("a", nil, true)
@@ -285,9 +297,15 @@ func (w *world) abandon(role string) {
 // create makes a role and does not give up before it is there: nothing that
 // failed half-way may stand in the way of trying again.
 func (w *world) create(role string, initial *kind.Material, overwrite bool) {
+	w.createWith(role, initial, overwrite, nil)
+}
+
+func (w *world) createWith(role string, initial *kind.Material, overwrite bool, check func(context.Context, *Role) error) {
 	for range 50 {
 		err := w.do("create", func(ctx context.Context, e *Engine) error {
-			_, err := e.Create(ctx, Creation{Role: w.newRole(role), Initial: initial, Overwrite: overwrite, Target: w.newRole(role).Target})
+			_, err := e.Create(ctx, Creation{
+				Role: w.newRole(role), Initial: initial, Overwrite: overwrite, Target: w.newRole(role).Target, Check: check,
+			})
 			return err
 		})
 		w.idle(role)
