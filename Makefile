@@ -41,11 +41,12 @@ dev: needs-go ## the same servers, left running to play with
 .PHONY: test
 test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, real PostgreSQL, real Vault
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT CGO_ENABLED=1 && \
-	FAULT_POINTS_FILE=$$(mktemp) YEAR_FILE=$$(mktemp) && export FAULT_POINTS_FILE YEAR_FILE && trap 'rm -f "$$FAULT_POINTS_FILE" "$$YEAR_FILE"' EXIT && \
+	FAULT_POINTS_FILE=$$(mktemp) YEAR_FILE=$$(mktemp) SECRETS_FILE=$$(mktemp) && export FAULT_POINTS_FILE YEAR_FILE SECRETS_FILE && \
+	trap 'rm -f "$$FAULT_POINTS_FILE" "$$YEAR_FILE" "$$SECRETS_FILE"' EXIT && \
 	packages=$$(go list ./... | grep -v '/test/proof$$') && \
 	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) $$packages && \
 	go test -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./backend/rotation ./backend/schedule && \
-	cat "$$FAULT_POINTS_FILE" "$$YEAR_FILE" && \
+	cat "$$FAULT_POINTS_FILE" "$$YEAR_FILE" "$$SECRETS_FILE" && \
 	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -v ./test/proof
 
 .PHONY: e2e

@@ -84,6 +84,15 @@ func runRabbitMQ(ctx context.Context, c call) error {
 		return errors.New("usage: rabbitmq -as USER:PASSWORD NAME")
 	}
 	user, password, _ := strings.Cut(*as, ":")
+	if err := b.login(ctx, user, password); err != nil {
+		return err
+	}
+	fmt.Fprintln(c.out, "logged in")
+	return nil
+}
+
+// login logs in over AMQP, on a fresh connection, and out again.
+func (b *broker) login(ctx context.Context, user, password string) error {
 	conn, err := amqp.DialConfig("amqp://"+b.Addr+"/", amqp.Config{
 		SASL: []amqp.Authentication{&amqp.PlainAuth{Username: user, Password: password}},
 		Dial: func(network, addr string) (net.Conn, error) {
@@ -94,7 +103,6 @@ func runRabbitMQ(ctx context.Context, c call) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(c.out, "logged in")
 	return conn.Close()
 }
 

@@ -200,7 +200,7 @@ func TestMakeTargets(t *testing.T) {
 // TestLinks follows every relative link between documents.
 func TestLinks(t *testing.T) {
 	var files []string
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "test/*/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "test/*/*.md", "deploy/*/*/*.md"} {
 		found, err := filepath.Glob(root + pattern)
 		require.NoError(t, err)
 		files = append(files, found...)
