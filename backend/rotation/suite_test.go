@@ -92,6 +92,12 @@ func allEnded(state State) func(*world) error {
 	}
 }
 
+// anyOf leaves a row out for shapes that others cover: they would meet the same
+// code at the same operations.
+func anyOf(names ...string) func(shape) bool {
+	return func(s shape) bool { return slices.Contains(names, s.name) }
+}
+
 func targetlessOnly(s shape) bool { return s.targetless }
 
 func (s shape) scenarios() []scenario {
@@ -155,7 +161,7 @@ func (s shape) scenarios() []scenario {
 			w.create("a", nil, false)
 			w.idle("a")
 		}, check: serves("a", "m1")},
-		{name: "abandon on the way back", seed: one, steps: func(w *world) {
+		{name: "abandon on the way back", seed: one, not: anyOf("swap", "partial", "targetless", "encrypting ring", "place", "swap document"), steps: func(w *world) {
 			w.rotate("a")
 			w.phase("a", Grace)
 			w.rollBack("a")
@@ -169,7 +175,7 @@ func (s shape) scenarios() []scenario {
 			w.idle("a")
 			w.mended("a")
 		}, check: serves("a", "m0-a")},
-		{name: "reconcile in grace", seed: one, steps: func(w *world) {
+		{name: "reconcile in grace", seed: one, not: anyOf("targetless", "signing ring", "encrypting ring"), steps: func(w *world) {
 			w.rotate("a")
 			w.phase("a", Grace)
 			if !w.shape.targetless {
@@ -179,7 +185,7 @@ func (s shape) scenarios() []scenario {
 			w.idle("a")
 			w.mended("a")
 		}, check: serves("a", "m1")},
-		{name: "scheduled", seed: func(w *world) {
+		{name: "scheduled", not: anyOf("partial", "encrypting ring"), seed: func(w *world) {
 			w.seed("a", func(r *Role) {
 				r.Schedule = schedule.Spec{Period: 2 * time.Hour}
 				r.Next = schedule.Next(r.Schedule, r.Name, time.Now())
@@ -204,7 +210,7 @@ func (s shape) scenarios() []scenario {
 			w.rollBack("b")
 			w.idle(w.several()...)
 		}, check: allEnded(RolledBack)},
-		{name: "batch", seed: several, steps: func(w *world) {
+		{name: "batch", seed: several, not: anyOf("swap", "targetless", "encrypting ring"), steps: func(w *world) {
 			w.rotate(w.several()...)
 			w.idle(w.several()...)
 		}, check: allEnded(Completed)},
@@ -383,7 +389,7 @@ func play(t *testing.T, s shape, sc scenario, p plan) (w *world) {
 
 // TestFaults puts every fault at every operation of every scenario, for every
 // strategy, one at a time; with the race detector, which makes it many times
-// slower, at every third.
+// slower, at every fifth.
 func TestFaults(t *testing.T) {
 	for _, s := range shapes {
 		for _, sc := range s.scenarios() {
