@@ -258,18 +258,33 @@ func (n *RabbitMQNode) Launch() error {
 
 // WaitReady waits until the broker answers: one that was launched, or paused.
 func (n *RabbitMQNode) WaitReady(ctx context.Context) error {
-	n.mu.Lock()
-	proc := n.proc
-	n.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, brokerReadyWithin)
 	defer cancel()
 	for {
+		n.mu.Lock()
+		proc := n.proc
+		n.mu.Unlock()
 		err := poll(ctx, func(ctx context.Context) error { return n.answers(ctx, proc) })
 		var fatal *fatalError
-		if err == nil || ctx.Err() != nil || errors.As(err, &fatal) {
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return err
+		case !errors.As(err, &fatal):
+			continue
+		case proc.running() || !n.metAnother():
+			return err
+		}
+		if err := n.Launch(); err != nil {
 			return err
 		}
 	}
+}
+
+// metAnother reports whether the broker ended because it asked another of its
+// cluster, which was starting as well, about features that it did not know of yet.
+// Whoever runs brokers starts such a one again.
+func (n *RabbitMQNode) metAnother() bool {
+	return strings.Contains(n.lastLog(), "incompatible_feature_flags")
 }
 
 // answers reports whether the broker, and not another that has its port, is up.

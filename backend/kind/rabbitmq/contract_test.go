@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
@@ -150,9 +151,12 @@ func (m memberNode) Start(context.Context) error { return m.Launch() }
 // settle waits until every broker answers and sees all the others.
 func (r *rig) settle(t testing.TB) {
 	t.Helper()
+	// All at once: one may have to be started again for another to come up.
+	var g errgroup.Group
 	for _, n := range r.nodes {
-		require.NoError(t, n.WaitReady(context.Background()))
+		g.Go(func() error { return n.WaitReady(context.Background()) })
 	}
+	require.NoError(t, g.Wait())
 	for _, n := range r.nodes {
 		require.Eventually(t, func() bool {
 			var seen []member
