@@ -539,7 +539,10 @@ func (e *Engine) Retire(ctx context.Context, name string, number int, req Reques
 	err = e.change(ctx, name, func(r *Role) error {
 		if r.Run != nil {
 			id = r.Run.Rotation
-			return retireRun(r, number)
+			if err := retireRun(r, number); err != nil {
+				return err
+			}
+			return e.remember(ctx, req, id) // first: a repeat may come when the run has ended
 		}
 		if !r.ring() {
 			return errNoRun
@@ -553,7 +556,7 @@ func (e *Engine) Retire(ctx context.Context, name string, number int, req Reques
 	})
 	switch {
 	case err == nil:
-		return id, e.remember(ctx, req, id)
+		return id, nil
 	case !errors.Is(err, errNoRun):
 		return "", err
 	case earlier == nil:

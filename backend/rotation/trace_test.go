@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -223,13 +224,21 @@ func (p *player) show() string {
 
 // news is what has happened since the last command. Times are left out: pauses
 // between tries are random.
+// news is what happened since it was asked last, and then what the user was
+// answered: the worker does not wait for that, nor that for the worker.
 func (p *player) news() string {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
-	var out strings.Builder
+	var out, answers strings.Builder
 	for _, line := range p.w.trace[p.seen:] {
-		fmt.Fprintln(&out, line[12:])
+		into := &out
+		if answered.MatchString(line[12:]) {
+			into = &answers
+		}
+		fmt.Fprintln(into, line[12:])
 	}
 	p.seen = len(p.w.trace)
-	return out.String()
+	return out.String() + answers.String()
 }
+
+var answered = regexp.MustCompile(`^(create|rotate|rollback|retire|reconcile|cancel|abandon|delete): `)
