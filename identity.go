@@ -244,24 +244,30 @@ func (b *backend) soleOwner(ctx context.Context, e *connection.Entry, r *rotatio
 	if err != nil {
 		return err
 	}
-	user := r.Spec.Owns()
 	for _, k := range all {
 		if k.Name != e.Name && !k.Same(e) {
 			continue
 		}
-		if k.Administers(user) {
-			return badRequest("username %q is the admin user of connection %q, which leads to the same server, and a role must not rotate it; use another admin user for the connection, or another role", user, k.Name)
-		}
-		if k.Identity == "" || k.Identity == e.Identity {
-			continue
-		}
-		owner, err := b.engine.Owner(ctx, k.Identity, user)
-		if err != nil {
-			return err
-		}
-		if owner != "" && owner != r.Name {
-			return conflict("user %q of this target belongs to role %q by way of connection %q; one role owns a user", user, owner, k.Name)
+		for _, user := range r.Spec.Owns() {
+			if err := b.soleUser(ctx, e, k, r, user); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// soleUser is soleOwner for one user, and one connection k to the server of e.
+func (b *backend) soleUser(ctx context.Context, e, k *connection.Entry, r *rotation.Role, user string) error {
+	if k.Administers(user) {
+		return badRequest("username %q is the admin user of connection %q, which leads to the same server, and a role must not rotate it; use another admin user for the connection, or another role", user, k.Name)
+	}
+	if k.Identity == "" || k.Identity == e.Identity {
+		return nil
+	}
+	owner, err := b.engine.Owner(ctx, k.Identity, user)
+	if err == nil && owner != "" && owner != r.Name {
+		err = conflict("user %q of this target belongs to role %q by way of connection %q; one role owns a user", user, owner, k.Name)
+	}
+	return err
 }

@@ -36,7 +36,7 @@ func (b *backend) retire(ctx context.Context, req *logical.Request, d *framework
 	}
 	if isKept(r) {
 		return &logical.Response{Data: map[string]any{
-			"summary": fmt.Sprintf("nothing to retire: the versions of %s are kept by its Vault; min_decryption_version ends those of a transit key", r.Spec.Owns()),
+			"summary": fmt.Sprintf("nothing to retire: the versions of %s are kept by its Vault; min_decryption_version ends those of a transit key", r.Spec.Owns()[0]),
 			"follow":  fmt.Sprintf("vault read %sverify/%s/%s", req.MountPoint, r.Kind, r.Name),
 			"state":   r.State(),
 		}}, nil

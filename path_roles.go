@@ -578,14 +578,16 @@ func (b *backend) usable(ctx context.Context, r *rotation.Role, k *kindEntry) (*
 
 // allows refuses a role that its connection does not serve.
 func allows(e *connection.Entry, r *rotation.Role) error {
-	user := r.Spec.Owns()
-	switch {
-	case !e.AllowsRole(r.Name):
+	if !e.AllowsRole(r.Name) {
 		return kind.Definitely("connection %q does not allow role %q; add it to its allowed_roles", e.Name, r.Name)
-	case e.Administers(user):
-		return kind.Definitely("username %q is the connection's own admin user, which a role must not rotate; use another admin user for the connection, or another role", user)
-	case !e.AllowsUsername(user):
-		return kind.Definitely("connection %q does not allow user %q; add it to its allowed_usernames", e.Name, user)
+	}
+	for _, user := range r.Spec.Owns() {
+		switch {
+		case e.Administers(user):
+			return kind.Definitely("username %q is the connection's own admin user, which a role must not rotate; rotate-root/%s is for that: use another role", user, e.Name)
+		case !e.AllowsUsername(user):
+			return kind.Definitely("connection %q does not allow user %q; add it to its allowed_usernames", e.Name, user)
+		}
 	}
 	return nil
 }

@@ -94,10 +94,10 @@ func verifyKept(rep rotation.Report, mount string) map[string]any {
 	}
 	data := map[string]any{
 		"state": r.State(), "version": currentNumber(r), "notes": orEmpty(rep.Notes), "ok": rep.Err == nil && r.Suspended == "",
-		"checks": []any{map[string]any{"key": r.Spec.Owns(), "ok": rep.Err == nil, "problems": problems}},
+		"checks": []any{map[string]any{"key": r.Spec.Owns()[0], "ok": rep.Err == nil, "problems": problems}},
 		"follow": fmt.Sprintf("vault read %sroles/%s", mount, r.Name),
 	}
-	place := fmt.Sprintf("%s at connection %q", r.Spec.Owns(), r.Connection)
+	place := fmt.Sprintf("%s at connection %q", r.Spec.Owns()[0], r.Connection)
 	switch s := rep.Sight; {
 	case rep.Err != nil:
 		data["summary"] = rep.Err.Error()
@@ -117,7 +117,7 @@ func verifyKept(rep rotation.Report, mount string) map[string]any {
 
 // planKept is what a rotation would do.
 func planKept(rep rotation.Report) string {
-	line := "would ask for a new version of " + rep.Role.Spec.Owns()
+	line := "would ask for a new version of " + rep.Role.Spec.Owns()[0]
 	if s := rep.Sight; s != nil && s.Version > 0 {
 		line += fmt.Sprintf(", of which %d is the newest", s.Version)
 		if want := rep.Role.Spec.MinDecryptionVersion; want > s.MinDecryptionVersion {

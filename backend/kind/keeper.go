@@ -60,10 +60,14 @@ type Turned struct {
 	Evidence string
 }
 
-// Owns is what only one role may rotate at its target.
-func (s Spec) Owns() string {
-	if s.Key != "" {
-		return s.Mount + "/" + s.Key
+// Owns is what only one role may rotate at its target: a secret that is kept
+// there, a user, or both users of strategy Alternate.
+func (s Spec) Owns() []string {
+	switch {
+	case s.Key != "":
+		return []string{s.Mount + "/" + s.Key}
+	case len(s.Usernames) > 0:
+		return s.Usernames
 	}
-	return s.Username
+	return []string{s.Username}
 }

@@ -27,6 +27,10 @@ const (
 	// Swap: the target knows one material; the new one replaces the old one at
 	// once.
 	Swap Strategy = "swap"
+	// Alternate: two users take turns. The idle one has no password; it is given
+	// the new one and takes over, and both are accepted until the other's is taken
+	// away.
+	Alternate Strategy = "alternate"
 	// KeyRing: consumers hold several keys, one of which signs or encrypts. A new
 	// one is shown to all of them before it is used, and an old one stays until
 	// nothing that was made with it counts any more.
@@ -43,6 +47,8 @@ type Material struct {
 	// KeyID names a key of a ring. It belongs to the material: a rolled back
 	// rotation serves it again with the key.
 	KeyID string `json:"kid,omitempty"`
+	// Expires is when the server itself ends it; zero where it does not.
+	Expires time.Time `json:"expires,omitzero"`
 }
 
 const redacted = "(secret)"
@@ -64,12 +70,21 @@ func (m Material) Zero() bool { return m.Secret == "" && m.Username == "" }
 type Spec struct {
 	Role           string   `json:"-"`
 	Username       string   `json:"username,omitempty"`
+	Usernames      []string `json:"usernames,omitempty"` // two, of strategy Alternate; Username is empty then
 	Strategy       Strategy `json:"strategy,omitempty"`
 	PasswordPolicy string   `json:"password_policy,omitempty"`
 	Length         int      `json:"length,omitempty"`   // characters of the generated secret
 	Encoding       string   `json:"encoding,omitempty"` // alphabet of an api-key
 	Prefix         string   `json:"prefix,omitempty"`   // of an api-key
 	PreviousField  string   `json:"previous_field,omitempty"`
+
+	// ValidFor is after how long the server itself ends a password; 0: never.
+	ValidFor time.Duration `json:"valid_until,omitempty"`
+	// CloseConnections ends what is still open with the previous credential once
+	// that is refused.
+	CloseConnections bool `json:"close_connections,omitempty"`
+	// SelfRotation: the user changes its own password, logged in as itself.
+	SelfRotation bool `json:"allow_self_rotation,omitempty"`
 
 	// Of key rings.
 	Algorithm string `json:"algorithm,omitempty"`
@@ -166,7 +181,27 @@ type User struct {
 	// Target named them. A node that discovery no longer finds, but cannot
 	// show to have left, still counts.
 	Known []string
+	// Like, when set, names another user of the target, whose turn it is before or
+	// after this one's (strategy Alternate): Preflight finds a problem in each
+	// difference between what the two may do, and none in that this user does not
+	// exist if it can be created like the other.
+	Like string
+	// Profile is what this user was found to be (Finding.Profile), or is to be. A
+	// Change that has it accept something creates the user with it where there is
+	// none, and Preflight finds no problem in that, unless it could not be done.
+	// Without a profile no user is ever created.
+	Profile []string
+	// Admin: it is the user that the engine itself logs in as, which every role but
+	// the connection's own must not be.
+	Admin bool
+	// Self, when set, are the credentials that the user may have now. It changes
+	// its own password then, logged in with the one that is accepted, and the
+	// connection's admin only looks.
+	Self []Material
 }
+
+// Exists reports whether the user has to exist already.
+func (u User) Exists() bool { return u.Like == "" && len(u.Profile) == 0 }
 
 // Finding is what Preflight found for one user.
 type Finding struct {
@@ -182,6 +217,10 @@ type Finding struct {
 	// HasCredential reports that the user can be logged in to with some
 	// password now: its role may not be created without saying which.
 	HasCredential bool
+	// Profile is all that the user is beside its password, as sorted lines without
+	// secrets that say the same of users who may do the same; nil where it does not
+	// exist, or could not be read. What the lines mean is the target's own affair.
+	Profile []string
 }
 
 // NodeError is a node, and why it could not be asked (nil when it could).
@@ -231,6 +270,12 @@ type Change struct {
 	// Lead is what the nodes themselves use where they log in to each other as
 	// this user (replication).
 	Lead Material
+	// Align makes a user that differs from User.Profile the same as it.
+	Align bool
+	// CloseBefore, when set, ends sessions of the user that were opened before that
+	// time, once everything is refused that is to be. One that cannot be ended is
+	// no failure of the change: Outcome.Notes say so.
+	CloseBefore time.Time
 }
 
 // Outcome is what became of a Change.
@@ -238,6 +283,39 @@ type Outcome struct {
 	// Err, when set, is why no node was asked at all.
 	Err   error
 	Nodes []NodeError
+	// Notes are worth telling: what was created, aligned or closed, and what could
+	// not be closed.
+	Notes []string
+}
+
+// Observer is a Target that knows who is logged in.
+type Observer interface {
+	// Sessions changes nothing. It says which sessions of each user were opened
+	// before a time.
+	Sessions(ctx context.Context, questions []SessionsQuestion) []SessionsAnswer
+}
+
+// SessionsQuestion asks for sessions of a user that were opened before a time.
+type SessionsQuestion struct {
+	User
+	Before time.Time
+}
+
+// SessionsAnswer is what the nodes that could be asked said to a
+// SessionsQuestion, in no order. What a server does about its own replication is
+// no session.
+type SessionsAnswer struct {
+	// Err, when set, is why the number is not known, or not of all nodes.
+	Err      error
+	Sessions []Session
+}
+
+// Session is one that is open.
+type Session struct {
+	Node   string
+	Client string // address of who opened it, without the port; "" where that is not known
+	Name   string // what the client calls itself, "" where it does not
+	Opened time.Time
 }
 
 // Class tells the engine what an error means for a rotation.

@@ -212,7 +212,7 @@ func (d *decider) unknown() step {
 		reason = strings.TrimPrefix(r.Run.Error, unknownOutcome)
 	}
 	s := d.fails(fmt.Sprintf("whether %s was rotated is unknown; check at its server that it still works, then rotate/%s/%s "+
-		"rotates it again (nothing does so by itself): %s", r.Spec.Owns(), r.Kind, r.Name, reason))
+		"rotates it again (nothing does so by itself): %s", r.Spec.Owns()[0], r.Kind, r.Name, reason))
 	s.next.Suspended = clip(fmt.Sprintf("whether rotation %s was done is unknown; rotate/%s/%s ends this when it succeeds", r.Run.Rotation, r.Kind, r.Name))
 	return s
 }

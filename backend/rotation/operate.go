@@ -269,7 +269,9 @@ const placeTarget = "place:"
 func (r *Role) claims() []Claim {
 	var out []Claim
 	if r.Target != "" {
-		out = append(out, Claim{Role: r.Name, Target: r.Target, Username: r.Spec.Owns()})
+		for _, user := range r.Spec.Owns() {
+			out = append(out, Claim{Role: r.Name, Target: r.Target, Username: user})
+		}
 	}
 	for _, place := range r.places() {
 		for _, field := range r.Fields() {
@@ -339,7 +341,7 @@ func (e *Engine) bury(ctx context.Context, r *Role) error {
 // sameUser reports whether r and other are about the same user, so that the
 // material of one tells what the other's target may accept.
 func (r *Role) sameUser(other *Role) bool {
-	return other.Kind == r.Kind && other.Target == r.Target && other.Spec.Owns() == r.Spec.Owns()
+	return other.Kind == r.Kind && other.Target == r.Target && slices.Equal(other.Spec.Owns(), r.Spec.Owns())
 }
 
 func (e *Engine) remove(ctx context.Context, r *Role) error {

@@ -362,7 +362,7 @@ func (w *world) seed(name string, change func(*Role)) {
 		w.t.Fatal(err)
 	}
 	if r.Target != "" {
-		if err := storage.Put(context.Background(), &w.inner, ClaimKey(r.Target, r.Spec.Owns()), Claim{Role: name, Target: r.Target, Username: r.Spec.Owns()}, maxSmallEntry); err != nil {
+		if err := storage.Put(context.Background(), &w.inner, ClaimKey(r.Target, r.Spec.Owns()[0]), Claim{Role: name, Target: r.Target, Username: r.Spec.Owns()[0]}, maxSmallEntry); err != nil {
 			w.t.Fatal(err)
 		}
 	}

@@ -175,7 +175,7 @@ func TestComplete(t *testing.T) {
 	spec := kind.Spec{Key: "orders"}
 	require.NoError(t, keeper.Complete(&spec, "transit"))
 	require.Equal(t, kind.Spec{Key: "orders", Mount: "transit", Strategy: kind.Kept}, spec)
-	require.Equal(t, "transit/orders", spec.Owns())
+	require.Equal(t, []string{"transit/orders"}, spec.Owns())
 	for _, bad := range []kind.Spec{
 		{},
 		{Key: "a/b"},

@@ -67,6 +67,18 @@ type Harness struct {
 	// Together: nodes share one database, so that a change waits for a node that
 	// hangs.
 	Together bool
+
+	// Grant, when set, gives username a right that users of NewUser do not have,
+	// Drop removes it from every node.
+	Grant, Drop func(t testing.TB, username string)
+	// Hold, when set, logs in with m at a node and keeps the session open until the
+	// test ends; alive reports whether it still is.
+	Hold func(t testing.TB, m kind.Material) (alive func() bool)
+	// Admin, when set, is the credential of a second admin user that the cases may
+	// change, and AdminTarget the same servers, logged in to with the first of
+	// candidates that they accept. The user is left with Admin.
+	Admin       kind.Material
+	AdminTarget func(candidates ...kind.Material) kind.Target
 }
 
 // Run runs every case against h, one after the other.
@@ -91,6 +103,13 @@ func Run(t *testing.T, h Harness) {
 		{"one node of several hangs", len(h.Nodes) < 2 || h.Together, oneNodeOfSeveralHangs},
 		{"a target that was down comes back as it was", false, targetDownMayComeBack},
 		{"a refusal survives a restart", false, refusalSurvivesRestart},
+		{"a user without a password is refused", false, noPasswordIsRefused},
+		{"a user is created like another", h.Drop == nil, createdLikeAnother},
+		{"differences between users are named, and mended", h.Grant == nil, differencesAreNamed},
+		{"a user that was dropped is created again", h.Drop == nil, droppedIsCreatedAgain},
+		{"sessions are counted, and closed", h.Hold == nil, sessionsAreClosed},
+		{"an admin changes its own password", h.AdminTarget == nil, adminChangesItself},
+		{"an admin's lost reply can be repeated", h.AdminTarget == nil, adminLosesReply},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.skip {
