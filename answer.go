@@ -146,7 +146,7 @@ func answer(req *logical.Request, h *rotation.Header, parts []rotation.Part) *lo
 	roles := map[string]any{}
 	for i, p := range parts {
 		if i < maxLines {
-			name := p.Kind + "/" + p.Role
+			name := p.Label()
 			data[name] = strings.TrimPrefix(p.Line(), name+": ")
 		}
 		roles[p.Role] = partMap(p)

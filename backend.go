@@ -70,7 +70,7 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 func newBackend(conf *logical.BackendConfig) *backend {
 	b := &backend{kinds: kinds(), connectionTypes: connectionTypes(), answerWithin: answerWithin}
 	b.storage = storage.Fence(conf.StorageView)
-	b.connections = connection.NewStore(b.storage)
+	b.connections = connection.NewStore(b.storage, b.rootOf)
 	b.documents = publish.NewDocuments(b.storage)
 	b.vaults = vault.New(b.connections.Must, conf.Logger)
 	b.remote = publish.NewRemote(b.vaults)
@@ -96,6 +96,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		Paths: framework.PathAppend(
 			b.pathConfig(),
 			b.pathConnections(),
+			b.pathRotateRoot(),
 			b.pathRoles(),
 			b.pathCreds(),
 			b.pathDocuments(),

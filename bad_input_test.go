@@ -197,7 +197,7 @@ func TestBadInput(t *testing.T) {
 		"unknown query of verify":     {op: logical.ReadOperation, path: "verify/redis/app", data: map[string]any{"x": "1"}, says: "unknown field"},
 		"unknown query of servers":    {op: logical.ListOperation, path: "connections/", data: map[string]any{"x": "1"}, says: "unknown field"},
 		"deleting with a field":       {op: logical.DeleteOperation, path: "roles/app", data: map[string]any{"force": "1"}, says: "unknown field"},
-		"deleting a server by field":  {op: logical.DeleteOperation, path: "connections/cache", data: map[string]any{"force": "1"}, says: "unknown field"},
+		"deleting a server by field":  {op: logical.DeleteOperation, path: "connections/cache", data: map[string]any{"abandon": "1"}, says: "unknown field"},
 		"cancelling with a field":     {path: "cancel/" + running, data: map[string]any{"force": true}, says: "unknown field"},
 		"rolling back with a field":   {path: "rollback/redis/busy", data: map[string]any{"version": 1}, says: "unknown field"},
 		"reconciling with a field":    {path: "reconcile/redis/app", data: map[string]any{"force": true}, says: "unknown field"},

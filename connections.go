@@ -49,7 +49,7 @@ func connectionTypes() []connectionType {
 
 // commonConnectionFields are those that every connection has.
 func commonConnectionFields() map[string]*framework.FieldSchema {
-	return map[string]*framework.FieldSchema{
+	fields := map[string]*framework.FieldSchema{
 		"name": nameField,
 		"type": {Type: framework.TypeString, Description: "What is connected to."},
 		"verify_connection": {
@@ -58,6 +58,8 @@ func commonConnectionFields() map[string]*framework.FieldSchema {
 		},
 		"allowed_roles": {Type: framework.TypeCommaStringSlice, Description: "Roles (or globs) that may use the connection; none by default."},
 	}
+	maps.Copy(fields, rootFields())
+	return fields
 }
 
 // connectionFields are the fields of all types together.
@@ -71,6 +73,7 @@ func (b *backend) connectionFields() (fields, answer map[string]*framework.Field
 		"type": stringField("Type."), "allowed_roles": listField("Roles."),
 		"identity": stringField("What the target is known by, whatever the connection's name."),
 	}
+	maps.Copy(answer, rootAnswer())
 	for _, t := range b.connectionTypes {
 		addFields(fields, t.fields)
 		addFields(answer, t.answer)

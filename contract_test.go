@@ -65,12 +65,14 @@ func TestEveryOperationAnswersAsDeclared(t *testing.T) {
 	m.must("rotate/all", map[string]any{"dry_run": true})
 	m.must("cancel/"+id(batch), map[string]any{"reason": "not today"})
 	m.must("rollback/redis/app", nil)
+	m.must("rotate-root/cache", map[string]any{"dry_run": true})
+	m.must("rotate-root/cache", nil)
 
 	require.Equal(t, http.StatusOK, m.read("rotations").code)
 	require.Equal(t, http.StatusOK, m.list("rotations/").code)
 	require.Equal(t, http.StatusOK, m.read("status").code)
 	require.Equal(t, http.StatusNoContent, m.delete("roles/app").code)
-	require.Equal(t, http.StatusNoContent, m.delete("connections/cache").code)
+	require.Equal(t, http.StatusNoContent, m.send(request{op: logical.DeleteOperation, path: "connections/cache", data: map[string]any{"force": "true"}}).code)
 
 	for _, p := range m.b.Paths {
 		for op := range p.Operations {

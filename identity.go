@@ -181,7 +181,7 @@ func (b *backend) putIdentified(ctx context.Context, before, e *connection.Entry
 	for _, k := range others {
 		if k.Identity != "" && k.Identity != e.Identity && e.Overlaps(k) {
 			owner, err := b.engine.Owner(ctx, k.Identity, e.Username())
-			if err == nil && owner != "" {
+			if err == nil {
 				err = rotatedAdmin(e, owner)
 			}
 			if err != nil {
@@ -190,17 +190,21 @@ func (b *backend) putIdentified(ctx context.Context, before, e *connection.Entry
 		}
 	}
 	return b.engine.WithClaim(ctx, e.Identity, e.Username(), func(owner string) error {
-		if owner != "" {
-			return rotatedAdmin(e, owner)
+		if err := rotatedAdmin(e, owner); err != nil {
+			return err
 		}
 		return b.connections.Put(ctx, e)
 	})
 }
 
-// rotatedAdmin: a role would change the admin password under the connection,
-// and retire it.
-func rotatedAdmin(e *connection.Entry, role string) error {
-	return badRequest("username %q of connection %q is rotated by role %q, which would lock the engine out; give the connection an admin user of its own", e.Username(), e.Name, role)
+// rotatedAdmin: a role, or another connection, would change the admin password
+// under the connection, and retire it.
+func rotatedAdmin(e *connection.Entry, owner string) error {
+	if owner == "" || owner == rotation.RootName(e.Name) {
+		return nil
+	}
+	return badRequest("username %q of connection %q is rotated by %s, which would lock the engine out; give the connection an admin user of its own",
+		e.Username(), e.Name, rotation.OwnerLabel(owner))
 }
 
 // recognize gives a connection the identity of its target, which may be known
@@ -267,7 +271,7 @@ func (b *backend) soleUser(ctx context.Context, e, k *connection.Entry, r *rotat
 	}
 	owner, err := b.engine.Owner(ctx, k.Identity, user)
 	if err == nil && owner != "" && owner != r.Name {
-		err = conflict("user %q of this target belongs to role %q by way of connection %q; one role owns a user", user, owner, k.Name)
+		err = conflict("user %q of this target belongs to %s by way of connection %q; one role owns a user", user, rotation.OwnerLabel(owner), k.Name)
 	}
 	return err
 }

@@ -26,7 +26,9 @@ import (
 type kindEntry struct {
 	kind.Kind
 	open func(entry func(context.Context) (*connection.Entry, error)) kind.Target
-	keep func(keeper.Call) kind.Keeper
+	// ofAuth: it is for the admin credentials of vault connections that log in so.
+	ofAuth string
+	keep   func(keeper.Call) kind.Keeper
 }
 
 // kinds is the registry: a new kind is a folder and a line here.

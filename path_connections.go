@@ -13,6 +13,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
 func (b *backend) pathConnections() []*framework.Path {
@@ -48,7 +49,7 @@ func (b *backend) pathConnections() []*framework.Path {
 				}.handler(fields),
 				logical.DeleteOperation: operation{
 					call: b.deleteConnection, summary: "Delete a connection that no role uses.", verb: "delete", suffix: "connection", none: true, errors: []int{409}, mutating: true,
-				}.handler(nil),
+				}.handler(map[string]*framework.FieldSchema{"name": nameField, "force": rootFields()["force"]}),
 			},
 			DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			HelpSynopsis:    "How the engine reaches a server with admin rights.",
@@ -95,6 +96,11 @@ func (b *backend) readConnection(ctx context.Context, _ *logical.Request, d *fra
 	}
 	data := t.describe(e)
 	data["type"], data["allowed_roles"], data["identity"] = e.Type, orEmpty(e.AllowedRoles), e.Identity
+	root, err := b.engine.Store().Root(ctx, e.Name)
+	if err != nil {
+		return nil, err
+	}
+	describeRoot(root, data)
 	return &logical.Response{Data: data}, nil
 }
 
@@ -132,6 +138,10 @@ func (b *backend) writeConnection(ctx context.Context, req *logical.Request, d *
 	if err != nil {
 		return refuse("%v", err)
 	}
+	replaces, err := b.checkRoot(ctx, before, e, req, d)
+	if err != nil {
+		return nil, err
+	}
 	resp := &logical.Response{Data: map[string]any{}}
 	var info *connection.Info
 	if d.Get("verify_connection").(bool) {
@@ -149,10 +159,15 @@ func (b *backend) writeConnection(ctx context.Context, req *logical.Request, d *
 		}
 		resp.Warnings = append(resp.Warnings, more...)
 	}
+	if replaces { // first: what is replaced must not go where the connection leads from now on
+		if err := b.engine.ReplaceRoot(ctx, name, e.Admin.With(version.Current).Material); err != nil {
+			return nil, err
+		}
+	}
 	if err := b.putIdentified(ctx, before, e, info); err != nil {
 		return nil, err
 	}
-	return resp, nil
+	return resp, b.scheduleRoot(ctx, e, req, d)
 }
 
 // loosened says what a change of a connection gives up.
@@ -247,12 +262,22 @@ func (b *backend) deleteConnection(ctx context.Context, _ *logical.Request, d *f
 		return nil, err
 	}
 	defer unlock()
+	e, err := b.connections.Get(ctx, name)
+	if err == nil {
+		err = forgettable(e, d)
+	}
+	if err != nil {
+		return nil, err
+	}
 	user, err := b.userOf(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	if user != "" {
 		return nil, conflict("connection %q is used by role %q; delete the roles that use it first", name, user)
+	}
+	if err := b.forgetRoot(ctx, name, d.Get("force").(bool)); err != nil { // first: it may refuse
+		return nil, err
 	}
 	return nil, b.connections.Delete(ctx, name)
 }

@@ -168,6 +168,9 @@ func checkDocument(r *rotation.Role, hasUser bool) error {
 		}
 		seen = append(seen, name)
 	}
+	if r.Spec.Strategy == kind.Alternate && (r.UsernameField == "" || previous != "") {
+		return fmt.Errorf("with strategy %q the user changes with the password, so username_field is needed, and previous_field cannot be: a password without its user is a trap", kind.Alternate)
+	}
 	if previous != "" && r.Spec.Strategy != kind.Overlap && r.Spec.Strategy != kind.KeyRing {
 		return fmt.Errorf("previous_field is for strategies %q and %q, where the previous secret stays accepted; this role has %q",
 			kind.Overlap, kind.KeyRing, r.Spec.Strategy)
@@ -234,7 +237,7 @@ func (b *backend) unfilled(ctx context.Context, r *rotation.Role, overwrite bool
 
 func (b *backend) unfilledIn(ctx context.Context, r *rotation.Role, where string, body map[string]string) error {
 	ring, isRing := b.kind(r.Kind).(kind.Ring)
-	shown := map[string]string{r.UsernameField: r.Spec.Username}
+	shown := map[string]string{r.UsernameField: firstUser(r.Spec)}
 	if v := r.Get(r.Run.To); v != nil {
 		shown[r.Field] = v.Material.Secret
 	}

@@ -65,7 +65,7 @@ func (b *backend) pathRoles() []*framework.Path {
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			HelpSynopsis: "One secret under rotation.",
 			HelpDescription: `Creating a role adopts the secret its user has (initial_password, initial_value), proven by a login, or makes
-the first version. Where the user has a password that was not given, the request is refused unless
+the first version. With usernames it is that of the first user, and the second has no password yet. Where the user has a password that was not given, the request is refused unless
 overwrite_existing=true. An earlier key of a ring that consumers find in previous_field is adopted beside
 initial_value. While a role rotates only its schedule, grace_period and description may be
 written. A write answers with the next three times at which the role rotates by itself. Deleting one leaves
@@ -85,7 +85,7 @@ func roleFields() map[string]*framework.FieldSchema {
 		"description":        {Type: framework.TypeString, Description: "A sentence for people, up to 1024 bytes."},
 		"connection":         {Type: framework.TypeString, Description: "Connection whose server holds the user. Given once."},
 		"username":           {Type: framework.TypeString, Description: "User under rotation. Given once."},
-		"strategy":           {Type: framework.TypeString, Description: "overlap (both accepted until retired), swap (one replaces the other) or key-ring (jwt and encryption-key); the kind says which it can do and which is its default."},
+		"strategy":           {Type: framework.TypeString, Description: "overlap (both accepted until retired), alternate (two users take turns, both accepted until retired), swap (one replaces the other) or key-ring (jwt and encryption-key); the kind says which it can do and which is its default."},
 		"initial_password":   {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "Password the user has now; adopted as version 1. Only when creating. Never read back."},
 		"initial_value":      {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "The same for kinds without users. Only when creating. Never read back."},
 		"overwrite_existing": {Type: framework.TypeBool, Description: "Replace a password that was not given. Only when creating."},
@@ -101,6 +101,7 @@ func roleFields() map[string]*framework.FieldSchema {
 		"keep_versions":      {Type: framework.TypeInt64, Description: "How many versions are kept; 0 for the mount's. None that may still be accepted is ever forgotten."},
 		"allow_partial":      {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
 	}
+	maps.Copy(fields, userFields())
 	maps.Copy(fields, ringFields())
 	maps.Copy(fields, keptFields())
 	maps.Copy(fields, scheduleFields())
@@ -127,6 +128,7 @@ func roleAnswer() map[string]*framework.FieldSchema {
 		"retry_at":      stringField("Not before then a failed scheduled rotation is tried again, RFC 3339."),
 		"missed_nodes":  listField("Nodes that were passed over."),
 	}
+	maps.Copy(fields, userAnswer())
 	maps.Copy(fields, ringAnswer())
 	maps.Copy(fields, keptAnswer())
 	maps.Copy(fields, scheduleAnswer())
@@ -191,6 +193,7 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 		"last_rotation": formatTime(r.LastRotation), "suspended": r.Suspended,
 		"retry_at": formatTime(r.RetryAt),
 	}
+	describeUsers(r, data)
 	describeRing(r, data)
 	describeKept(r, data)
 	describeSchedule(r, data)
@@ -329,7 +332,7 @@ func (b *backend) create(ctx context.Context, k *kindEntry, c rotation.Creation)
 	}
 	e, err := b.usable(ctx, c.Role, k)
 	if err == nil && c.Overwrite && len(e.AllowedUsernames) == 0 {
-		err = badRequest("overwrite_existing replaces a password that nobody gave, so connection %q has to name the user: add %q to its allowed_usernames", e.Name, c.Role.Spec.Username)
+		err = badRequest("overwrite_existing replaces a password that nobody gave, so connection %q has to name the user: add %q to its allowed_usernames", e.Name, c.Role.Spec.Owns())
 	}
 	if err == nil {
 		err = b.identify(ctx, e.Name)
@@ -430,6 +433,9 @@ func fixed(r *rotation.Role, d *framework.FieldData) error {
 			return fmt.Errorf("%s of role %q is %q and cannot be changed to %q; create another role", name, r.Name, was, v)
 		}
 	}
+	if err := sameUsers(r, d); err != nil {
+		return err
+	}
 	for _, name := range []string{"initial_password", "initial_value", "overwrite_existing"} {
 		if _, ok := d.GetOk(name); ok {
 			return fmt.Errorf("%s is for creating a role, and role %q exists; rotate it instead", name, r.Name)
@@ -440,7 +446,7 @@ func fixed(r *rotation.Role, d *framework.FieldData) error {
 
 // freeWhileRotating are the fields that a running rotation does not mind.
 var freeWhileRotating = []string{
-	"name", "kind", "connection", "username", "description", "grace_period",
+	"name", "kind", "connection", "username", "usernames", "description", "grace_period",
 	"rotation_period", "rotation_schedule", "rotation_timezone", "rotation_window", "jitter", "missed_policy", "apart_from", "apart_by",
 	"disable_automated_rotation",
 }
@@ -472,6 +478,7 @@ func applyRole(r *rotation.Role, k *kindEntry, c rotation.Config, req *logical.R
 	minimum := r.Given.MinDecryptionVersion
 	applySpec(&r.Given, d)
 	applyKeptSpec(&r.Given, d)
+	applyUsersSpec(&r.Given, d)
 	r.Spec = r.Given
 	r.Spec.Role = r.Name
 	if given := req.Data["propagation_delay"]; !cleared(given) && r.Given.PropagationDelay == 0 {
@@ -495,7 +502,13 @@ func applyRole(r *rotation.Role, k *kindEntry, c rotation.Config, req *logical.R
 	if v, ok := d.GetOk("allow_partial"); ok {
 		r.AllowPartial = v.(bool)
 	}
-	return applySchedule(r, c, req, d)
+	if err := applyUsers(r, k, d); err != nil {
+		return err
+	}
+	if err := applySchedule(r, c, req, d); err != nil {
+		return err
+	}
+	return checkExpiry(r, c, req)
 }
 
 func applySpec(s *kind.Spec, d *framework.FieldData) {
@@ -550,7 +563,8 @@ func kindFields(k *kindEntry, r *rotation.Role, req *logical.Request) error {
 // kindsOwn are the fields that only some kinds have. A role of any kind has a
 // previous_field, where it fills a document.
 var kindsOwn = []string{
-	"username", "strategy", "password_policy", "length", "encoding", "prefix",
+	"username", "usernames", "strategy", "password_policy", "length", "encoding", "prefix",
+	"close_connections", "valid_until", "allow_self_rotation",
 	"mount", "key", "min_decryption_version",
 	"algorithm", "max_token_ttl", "propagation_delay", "next_field", "keys_field", "retire_after", "require_reencryption_ack", "public_jwks",
 }
@@ -598,7 +612,7 @@ func (b *backend) permit(ctx context.Context, roles []*rotation.Role) []error {
 	errs := make([]error, len(roles))
 	e, err := b.connections.Must(ctx, roles[0].Connection)
 	for i, r := range roles {
-		if errs[i] = err; err == nil {
+		if errs[i] = err; err == nil && !r.Root() {
 			errs[i] = allows(e, r)
 		}
 	}
@@ -628,7 +642,7 @@ func (b *backend) initialMaterial(ctx context.Context, r *rotation.Role, k *kind
 		}
 		return &m, b.nameAsBefore(ctx, r, &m)
 	}
-	return &kind.Material{Username: r.Spec.Username, Secret: v.(string)}, nil
+	return &kind.Material{Username: firstUser(r.Spec), Secret: v.(string)}, nil
 }
 
 func (b *backend) deleteRole(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {

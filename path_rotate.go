@@ -201,7 +201,7 @@ func (b *backend) plan(ctx context.Context, req *logical.Request, names []string
 			line = "would fail: " + problem
 		}
 		if i < maxLines {
-			data[rep.Role.Kind+"/"+rep.Role.Name] = line
+			data[rotation.Label(rep.Role.Kind, rep.Role.Name)] = line
 		}
 		roles[rep.Role.Name] = map[string]any{"kind": rep.Role.Kind, "plan": line, "error": problem, "notes": orEmpty(rep.Notes)}
 	}

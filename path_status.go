@@ -58,6 +58,13 @@ func (b *backend) status(ctx context.Context, req *logical.Request, _ *framework
 		}
 		return true
 	})
+	if err == nil {
+		err = b.engine.Store().EachRoot(ctx, func(r *rotation.Role) {
+			for _, in := range standing(r, now) {
+				lists[in] = append(lists[in], rotation.Label(r.Kind, r.Name))
+			}
+		})
+	}
 	if err != nil {
 		return nil, err
 	}

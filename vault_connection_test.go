@@ -34,7 +34,7 @@ func TestVaultConnection(t *testing.T) {
 	require.Equal(t, map[string]any{
 		"type": "vault", "allowed_roles": []string{"app-*"}, "address": v.Address, "namespace": "", "auth": "approle", "auth_mount": "approle",
 		"role_id": roleID, "role": "", "allowed_publish_paths": []string{"secret/app/*"},
-		"tls_ca": "", "tls_cert": "", "tls_server_name": "", "tls_skip_verify": false,
+		"tls_ca": "", "tls_cert": "", "tls_server_name": "", "tls_skip_verify": false, "managed": false,
 	}, data)
 	require.Equal(t, map[string]any{"type": "vault"}, m.list("connections/").data["key_info"].(map[string]any)["other"])
 

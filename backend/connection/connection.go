@@ -40,7 +40,10 @@ type Entry struct {
 
 	// Admin is the credential the engine itself logs in with. It is a managed
 	// credential like any other: several versions exist while it is rotated.
-	Admin Admin `json:"admin"`
+	Admin Admin `json:"admin,omitzero"`
+	// Managed: Admin is kept by the engine that rotates it, and is no part of the
+	// stored entry.
+	Managed bool `json:"-"`
 
 	// Identity names the target itself (cluster id, replication topology), so
 	// that two connections to one server are known to be the same target.
@@ -103,12 +106,9 @@ type Node struct {
 	Note    string   // what it is, or that it did not answer
 }
 
-// Admin is a connection's own credential with the state of its rotation.
-type Admin struct {
-	version.Set
-	Phase   string           `json:"phase,omitempty"`
-	Attempt *version.Attempt `json:"attempt,omitempty"`
-}
+// Admin is a connection's own credential. Several versions of it exist while it is
+// rotated.
+type Admin struct{ version.Set }
 
 // NewAdmin returns an admin credential whose first version is m.
 func NewAdmin(m kind.Material) Admin {
@@ -117,14 +117,18 @@ func NewAdmin(m kind.Material) Admin {
 	}}}
 }
 
-// Logins returns the credentials to try at a login, in order. There is more
-// than one only while the admin credential itself is being rotated: which of
-// them a server accepts is found by asking it.
+// Logins returns the credentials to try at a login, in order: what is current, and
+// whatever else was not proven refused, also by a rotation that is on its way
+// back. There is more than one only while the admin credential itself is being
+// rotated: which of them a server accepts is found by asking it.
 func (a Admin) Logins() []kind.Material {
 	var out []kind.Material
-	for _, stage := range []version.Stage{version.Current, version.Pending, version.Previous} {
-		if v := a.With(stage); v != nil && !slices.ContainsFunc(out, v.Material.Same) {
-			out = append(out, v.Material)
+	if v := a.With(version.Current); v != nil {
+		out = append(out, v.Material)
+	}
+	for _, m := range a.Accepted() {
+		if !slices.ContainsFunc(out, m.Same) {
+			out = append(out, m)
 		}
 	}
 	return out

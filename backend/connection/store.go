@@ -8,29 +8,43 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
 // maxEntry bounds a stored connection.
 const maxEntry = 64 << 10
 
+// Root reads the admin credential of a connection that is rotated by itself; nil
+// where the connection's entry holds it.
+type Root func(ctx context.Context, name string) (*version.Set, error)
+
 // Store reads and writes connections.
 type Store struct {
 	s     logical.Storage
+	root  Root
 	locks locks
 }
 
 // NewStore returns a Store over s.
-func NewStore(s logical.Storage) *Store {
-	return &Store{s: s, locks: locks{held: map[string]*nameLock{}}}
+func NewStore(s logical.Storage, root Root) *Store {
+	return &Store{s: s, root: root, locks: locks{held: map[string]*nameLock{}}}
 }
 
 // Get reads a connection; nil when there is none.
 func (st *Store) Get(ctx context.Context, name string) (*Entry, error) {
 	e, err := storage.Get[Entry](ctx, st.s, storage.Connection+name)
-	if e != nil {
-		e.Name = name
+	if err != nil || e == nil {
+		return nil, err
 	}
-	return e, err
+	e.Name = name
+	set, err := st.root(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if set != nil {
+		e.Admin, e.Managed = Admin{Set: *set}, true
+	}
+	return e, nil
 }
 
 // Must reads a connection that a role needs; that there is none is definite.
@@ -57,9 +71,14 @@ func (st *Store) Generation(ctx context.Context, name string) (int, error) {
 	return e.Generation, nil
 }
 
-// Put writes a connection.
+// Put writes a connection. A credential that is kept elsewhere does not go into
+// its entry.
 func (st *Store) Put(ctx context.Context, e *Entry) error {
-	return storage.Put(ctx, st.s, storage.Connection+e.Name, e, maxEntry)
+	stored := *e
+	if e.Managed {
+		stored.Admin = Admin{}
+	}
+	return storage.Put(ctx, st.s, storage.Connection+e.Name, &stored, maxEntry)
 }
 
 // Delete removes a connection.

@@ -12,7 +12,7 @@ import (
 // can.
 func busy(r *Role) *Conflict {
 	id := r.Run.Rotation
-	return &Conflict{Rotation: id, Text: fmt.Sprintf("role %q is in rotation %s: ", r.Name, id) + advice(r)}
+	return &Conflict{Rotation: id, Text: fmt.Sprintf("%s is in rotation %s: ", OwnerLabel(r.Name), id) + advice(r)}
 }
 
 // advice says where a role's run stands, and what may be done about it there.
@@ -20,6 +20,9 @@ func advice(r *Role) string {
 	run := r.Run
 	waits := fmt.Sprintf("read rotations/%s and wait until it has ended; if its target is gone for good, "+
 		"delete roles/%s with abandon=true", run.Rotation, r.Name)
+	if r.Root() {
+		waits = fmt.Sprintf("read rotations/%s and wait until it has ended", run.Rotation)
+	}
 	switch {
 	case r.asked():
 		return fmt.Sprintf("a new version has been asked for, which nobody can take back; read rotations/%s and wait until it has ended", run.Rotation)

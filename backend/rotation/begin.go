@@ -475,7 +475,7 @@ func (st *Store) dropOpen(ctx context.Context, id string) error {
 func newest(r *Role) *version.Version {
 	for _, v := range slices.Backward(r.Versions) {
 		replaced := v.Stage == version.Retired || r.ring() && v.Stage == version.Previous && !v.TakenBack
-		if replaced && !r.Served(v.Material) {
+		if replaced && !r.Served(v.Material) && r.turnsTo(v.Material) {
 			return &v
 		}
 	}

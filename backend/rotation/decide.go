@@ -69,9 +69,11 @@ type step struct {
 // role's entry. They are never stored: whoever comes next asks again.
 type facts struct {
 	finding *kind.Finding
-	answer  *kind.Answer
-	asked   []kind.Material
-	outcome *kind.Outcome
+	// idleInUse: the user whose turn it is not has a password.
+	idleInUse bool
+	answer    *kind.Answer
+	asked     []kind.Material
+	outcome   *kind.Outcome
 	// earlier is what became of the stored attempt, where this engine made the
 	// call and then had to wait until nothing of it could land any more.
 	earlier *kind.Outcome
@@ -143,10 +145,10 @@ type goal struct {
 	refuse    []kind.Material
 	exclusive bool
 	lead      kind.Material
-}
-
-func (g goal) change(u kind.User) kind.Change {
-	return kind.Change{User: u, Accept: g.accept, Refuse: g.refuse, Exclusive: g.exclusive, Lead: g.lead}
+	// users are those that are changed, where that is not every user of the role;
+	// the others are as they should be, and are asked all the same.
+	users       []string
+	closeBefore time.Time
 }
 
 func (g goal) ask() []kind.Material { return append(slices.Clone(g.accept), g.refuse...) }
@@ -331,7 +333,10 @@ func (d *decider) problem() string {
 	}
 	if current == nil && finding.HasCredential && !run.Overwrite {
 		return fmt.Sprintf("user %q has a password already; give it as initial_password to adopt it, "+
-			"or set overwrite_existing=true to replace it", d.role.Spec.Username)
+			"or set overwrite_existing=true to replace it", d.role.inUse())
+	}
+	if problem := d.idleProblem(); problem != "" {
+		return problem
 	}
 	for _, n := range answer.Nodes {
 		if n.Err != nil || run.Overwrite {
@@ -345,7 +350,7 @@ func (d *decider) problem() string {
 }
 
 func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) string {
-	user := d.role.Spec.Username
+	user := d.role.inUse()
 	if current != nil {
 		if i := slices.IndexFunc(d.facts.asked, current.Material.Same); i < 0 || !n.Accepts[i] {
 			if d.role.Run.Adopted {
@@ -356,11 +361,12 @@ func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) strin
 		}
 	}
 	if n.Extra != 0 && current != nil {
+		user := userNames(d.role.usernames())
 		if d.role.Run.Adopted {
-			return fmt.Sprintf("node %s accepts further passwords for user %q besides initial_password; "+
+			return fmt.Sprintf("node %s accepts further passwords for user %s besides initial_password; "+
 				"remove them, or set overwrite_existing=true", n.Node, user)
 		}
-		return fmt.Sprintf("node %s accepts passwords for user %q that this engine does not know; "+
+		return fmt.Sprintf("node %s accepts passwords for user %s that this engine does not know; "+
 			"remove them, or run reconcile/%s/%s, which leaves only the current version",
 			n.Node, user, d.role.Kind, d.role.Name)
 	}
@@ -397,6 +403,11 @@ func (d *decider) applyGoal() goal {
 	switch {
 	case r.Spec.Strategy == kind.Swap:
 		g.exclusive = true
+	case r.alternates():
+		g.exclusive, g.users = true, []string{pending.Material.Username}
+		if current != nil {
+			g.accept = append(g.accept, current.Material)
+		}
 	case current != nil && !current.Material.Same(pending.Material):
 		g.accept = append(g.accept, current.Material)
 	}
@@ -534,8 +545,9 @@ func (d *decider) reapply() step {
 func (d *decider) startRetire(next *Role) step {
 	next.advance(done, d.now) // grace → retire
 	next.Run.rest()
+	next.Run.CloseBefore = d.now
 	permit := false
-	if !d.targetless && next.Spec.Strategy != kind.Swap {
+	if !d.targetless && (next.Spec.Strategy != kind.Swap || next.Spec.CloseConnections && next.Run.Trigger != Create) {
 		next.Run.Attempt = d.attempt(string(Retire))
 		permit = true
 	}
@@ -548,6 +560,10 @@ func (d *decider) retire() step {
 		return d.retired(nil)
 	}
 	g := d.onlyCurrent(goal{call: string(Retire)})
+	g.users = d.onlyUser(d.role.usernames()[len(d.role.usernames())-1])
+	if d.role.Run.Trigger != Create {
+		g.closeBefore = d.role.closeBefore(d.now)
+	}
 	return d.pursue(g, d.retired)
 }
 
@@ -616,7 +632,8 @@ func (d *decider) undo() step {
 		return d.end(RolledBack, nil)
 	}
 	g.refuse = []kind.Material{failing.Material}
-	g.exclusive = r.Spec.Strategy == kind.Swap && len(g.accept) > 0
+	g.exclusive = r.Spec.Strategy != kind.Overlap && len(g.accept) > 0
+	g.users = d.onlyUser(failing.Material.Username)
 	return d.pursue(g, func(v *verdict) step { return d.end(RolledBack, v) })
 }
 
@@ -684,6 +701,15 @@ func (d *decider) sendAgain(g goal, err error) step {
 func (d *decider) send(next *Role, g goal) step {
 	next.Run.Attempt = d.attempt(g.call)
 	return step{act: store, next: next, permit: true}
+}
+
+// onlyUser limits a change to one of two users: the one in use is left alone, until
+// it turns out that somebody has changed that, too.
+func (d *decider) onlyUser(name string) []string {
+	if !d.role.alternates() || d.role.Run.Tries > 0 {
+		return nil
+	}
+	return []string{name}
 }
 
 // unsent reports whether nobody has made the call of this phase, as far as is
@@ -802,6 +828,9 @@ func (d *decider) event(on event, reason string) step {
 	if d.facts.finding != nil {
 		d.remember(next, d.facts.answer.Nodes)
 		next.Run.Adopted = run.Adopted && d.acceptedEverywhere(next.With(version.Pending))
+		if profile := d.facts.finding.Profile; len(profile) > 0 {
+			next.Profile = profile
+		}
 	}
 	return step{act: store, next: next}
 }
@@ -850,6 +879,11 @@ func (d *decider) learn(next *Role, v *verdict) {
 		return
 	}
 	d.remember(next, d.facts.answer.Nodes)
+	if o := d.facts.outcome; o != nil {
+		for _, note := range o.Notes {
+			next.mark(d.now, note)
+		}
+	}
 	next.Run.Missed = v.missed
 	if len(v.missed) > 0 {
 		next.mark(d.now, "passed over: "+strings.Join(v.missed, ", "))

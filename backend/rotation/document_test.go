@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"github.com/hashicorp/vault/sdk/helper/jsonutil"
+	"slices"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
@@ -65,7 +66,8 @@ func (w *world) checkDocument() {
 			w.checkShownRing(r, secret)
 			continue
 		}
-		if user := w.doc.Body[r.UsernameField]; user != r.Spec.Username {
+		user := w.doc.Body[r.UsernameField]
+		if !slices.Contains(r.Spec.Owns(), user) {
 			w.violateLocked("the document shows user %q of role %s", user, r.Name)
 		}
 		current := r.With(version.Current)
@@ -78,19 +80,15 @@ func (w *world) checkDocument() {
 				w.violateLocked("the document shows %s of role %s, which serves %v", secret, r.Name, describe(r))
 			}
 		}
-		if r.Spec.Strategy == kind.Overlap && !r.AllowPartial {
-			w.checkShown(r, kind.Material{Username: r.Spec.Username, Secret: secret})
+		if r.Spec.Strategy != kind.Swap && !r.AllowPartial {
+			w.checkShown(r, kind.Material{Username: user, Secret: secret})
 		}
 	}
 }
 
 func (w *world) checkShown(r *Role, m kind.Material) {
 	for _, n := range w.order {
-		accepted := false
-		for _, a := range w.nodes[n].accepts[r.Spec.Username] {
-			accepted = accepted || a.Same(m)
-		}
-		if !accepted {
+		if !w.nodes[n].takes(m) {
 			w.violateLocked("node %s refuses %s, which the document shows of role %s: %s", n, m.Secret, r.Name, describe(r))
 		}
 	}

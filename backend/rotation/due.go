@@ -244,7 +244,7 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 	slices.Sort(names)
 	roles, bad := e.st.roles(ctx, names)
 	var begin []*Role
-	var heal, leave []string
+	var heal, leave, look []string
 	for i, r := range roles {
 		if err := bad[names[i]]; err != nil {
 			e.o.Logger.Warn("a role that is due cannot be read; trying again", "role", names[i], "error", err)
@@ -258,8 +258,13 @@ func (e *Engine) startDue(ctx context.Context, due map[string]time.Time, now tim
 			heal = append(heal, r.Name)
 		case Retirement:
 			leave = append(leave, r.Name)
+		case lookTrigger:
+			look = append(look, r.Name)
 		default: // nothing of it is due
 		}
+	}
+	for _, name := range look {
+		e.wake(laneLook, name, now)
 	}
 	for _, names := range batches(e.keepApart(begin, now)) {
 		if err := e.beginQuietly(ctx, Request{Trigger: Scheduled, Roles: names}); err != nil {
@@ -318,6 +323,9 @@ func (e *Engine) whatIsDue(ctx context.Context, r *Role, name string, at, now ti
 	}
 	if r.Drift != nil && len(r.Drift.Missed) > 0 && !r.Drift.RetryAt.After(now) {
 		return Reconcile
+	}
+	if at := r.looksAt(); !at.IsZero() && !at.After(now) {
+		return lookTrigger
 	}
 	if c := e.Config(); c.Frozen(now) {
 		look := now.Add(frozenPause)

@@ -90,13 +90,14 @@ const (
 	laneWorkers = 2
 )
 
-// The engine's own lanes, whose work is on storage alone and never waits for a
-// target.
+// The engine's own lanes. Their work is on storage alone and never waits for a
+// target, but for laneLook.
 const (
 	laneRecover   = "engine/recover"
 	laneSchedule  = "engine/schedule"
 	laneRotations = "engine/rotations"
 	laneRetention = "engine/retention"
+	laneLook      = "engine/look" // it asks targets, all at once
 )
 
 // lane is work that shares a target: one that hangs holds up its own lane.
@@ -234,7 +235,7 @@ func (e *Engine) mayRun(l *lane, workers int) bool {
 
 func (e *Engine) own(name string) bool {
 	switch name {
-	case laneRecover, laneSchedule, laneRotations, laneRetention:
+	case laneRecover, laneSchedule, laneRotations, laneRetention, laneLook:
 		return true
 	}
 	return false
@@ -349,6 +350,8 @@ func (e *Engine) work(name string, items []string) pace {
 		e.tend(items)
 	case laneRetention:
 		e.retain()
+	case laneLook:
+		e.lookForDrift(items)
 	default:
 		return e.advance(name, items)
 	}

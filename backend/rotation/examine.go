@@ -15,10 +15,12 @@ import (
 
 // Report is what a look at a role's target showed. Nothing was changed.
 type Report struct {
-	Role  *Role
-	Err   error // why a rotation could not succeed now
-	Notes []string
-	Nodes []NodeReport
+	Role *Role
+	Err  error // why a rotation could not succeed now
+	// definite: waiting does not mend that.
+	definite bool
+	Notes    []string
+	Nodes    []NodeReport
 	// Sight is what the server showed that keeps the secret itself.
 	Sight *kind.Sight
 	place error // why it could not be published
@@ -96,40 +98,45 @@ func (e *Engine) examineLane(ctx context.Context, members []int, reports []Repor
 		return err
 	}
 	roles := make([]*Role, len(members))
-	users := make([]kind.User, len(members))
-	questions := make([]kind.Question, len(members))
+	users := make([][]kind.User, len(members))
+	questions, places := make([][]kind.Question, len(members)), make([][][]int, len(members))
 	for n, i := range members {
 		r := reports[i].Role
-		roles[n], users[n] = r, r.user(generation)
-		questions[n] = kind.Question{User: users[n], Materials: r.All()}
+		roles[n], users[n] = r, r.forPreflight(generation)
+		questions[n], places[n] = r.questions(r.All(), generation)
 	}
 	ctx, cancel := context.WithTimeout(ctx, kind.CallTimeout)
 	defer cancel()
 	target := e.guarded(first)
-	findings := target.Preflight(ctx, users)
+	findings, idle := make([]kind.Finding, len(members)), make([]bool, len(members))
+	for n, found := range spread(users, func(all []kind.User) []kind.Finding { return target.Preflight(ctx, all) }) {
+		findings[n], idle[n] = oneFinding(found), idleInUse(found)
+	}
 	e.forbid(ctx, roles, findings)
-	answers := target.Probe(ctx, questions)
+	answers := spread(questions, func(all []kind.Question) []kind.Answer { return target.Probe(ctx, all) })
 	for n, i := range members {
-		reports[i].fill(e.Config(), &findings[n], &answers[n], questions[n].Materials)
+		asked := roles[n].All()
+		answer := roles[n].oneAnswer(asked, answers[n], places[n], goal{})
+		reports[i].fill(e.Config(), facts{finding: &findings[n], idleInUse: idle[n], answer: &answer, asked: asked})
 	}
 	return nil
 }
 
-func (rep *Report) fill(c Config, f *kind.Finding, a *kind.Answer, asked []kind.Material) {
+func (rep *Report) fill(c Config, seen facts) {
 	run := rep.Role.Run
 	role := rep.Role.clone()
 	if run == nil {
 		role.Run = &Run{Trigger: Manual, Phase: Preflight}
 	}
-	d := &decider{role: role, facts: &facts{finding: f, answer: a, asked: asked}, now: time.Now(), config: c}
+	d := &decider{role: role, facts: &seen, now: time.Now(), config: c}
 	if err := d.unavailable(); err != nil {
 		rep.Err = err
 	} else if p := d.problem(); p != "" {
-		rep.Err = errors.New(p)
+		rep.Err, rep.definite = errors.New(p), true
 	}
-	rep.Notes = f.Notes
-	for _, n := range a.Nodes {
-		rep.Nodes = append(rep.Nodes, nodeReport(role, n, asked))
+	rep.Notes = seen.finding.Notes
+	for _, n := range seen.answer.Nodes {
+		rep.Nodes = append(rep.Nodes, nodeReport(role, n, seen.asked))
 	}
 }
 

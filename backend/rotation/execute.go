@@ -192,13 +192,17 @@ func (e *Engine) inspect(jobs []*job) {
 	if len(jobs) == 0 {
 		return
 	}
-	users := make([]kind.User, len(jobs))
+	users := make([][]kind.User, len(jobs))
 	for i, j := range jobs {
-		users[i] = j.role.user(j.generation)
+		users[i] = j.role.forPreflight(j.generation)
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
 	defer cancel()
-	findings := e.guarded(jobs[0].role).Preflight(ctx, users)
+	target := e.guarded(jobs[0].role)
+	findings := make([]kind.Finding, len(jobs))
+	for i, found := range spread(users, func(all []kind.User) []kind.Finding { return target.Preflight(ctx, all) }) {
+		findings[i], jobs[i].facts.idleInUse = oneFinding(found), idleInUse(found)
+	}
 	e.forbid(ctx, rolesOf(jobs), findings)
 	for i, j := range jobs {
 		j.facts.finding = &findings[i]
@@ -211,15 +215,17 @@ func (e *Engine) probe(jobs []*job) {
 	if len(jobs) == 0 {
 		return
 	}
-	questions := make([]kind.Question, len(jobs))
+	questions, places := make([][]kind.Question, len(jobs)), make([][][]int, len(jobs))
 	for i, j := range jobs {
-		questions[i] = kind.Question{User: j.role.user(j.generation), Materials: j.step.ask}
+		questions[i], places[i] = j.role.questions(j.step.ask, j.generation)
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
 	defer cancel()
-	answers := e.guarded(jobs[0].role).Probe(ctx, questions)
+	target := e.guarded(jobs[0].role)
+	answers := spread(questions, func(all []kind.Question) []kind.Answer { return target.Probe(ctx, all) })
 	for i, j := range jobs {
-		j.facts.answer, j.facts.asked = &answers[i], j.step.ask
+		answer := j.role.oneAnswer(j.step.ask, answers[i], places[i], j.step.goal)
+		j.facts.answer, j.facts.asked = &answer, j.step.ask
 	}
 }
 
@@ -229,19 +235,21 @@ func (e *Engine) call(jobs []*job) {
 		return
 	}
 	deadline := time.Now().Add(kind.CallTimeout)
-	changes := make([]kind.Change, len(jobs))
+	changes := make([][]kind.Change, len(jobs))
 	for i, j := range jobs {
-		changes[i] = j.step.goal.change(j.role.user(j.generation))
+		changes[i] = j.role.changes(j.step.goal, j.generation)
 		if a := j.role.Run.Attempt; a.Deadline.Before(deadline) {
 			deadline = a.Deadline
 		}
 	}
 	ctx, cancel := context.WithDeadline(e.ctx, deadline)
 	defer cancel()
-	outcomes := e.guarded(jobs[0].role).Change(ctx, changes)
+	target := e.guarded(jobs[0].role)
+	outcomes := spread(changes, func(all []kind.Change) []kind.Outcome { return target.Change(ctx, all) })
 	for i, j := range jobs {
+		outcome := oneOutcome(outcomes[i])
 		j.facts.permit, j.facts.answer = false, nil
-		j.facts.outcome = &outcomes[i]
+		j.facts.outcome = &outcome
 	}
 }
 
@@ -269,7 +277,13 @@ func (e *Engine) material(r *Role) (kind.Material, error) {
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 	defer cancel()
-	return k.Generate(ctx, r.Spec, e.o.Source)
+	spec := r.Spec
+	if current := r.With(version.Current); r.alternates() && current != nil {
+		spec.Username = r.Spec.Turn(current.Material)
+	} else if r.alternates() {
+		spec.Username = r.inUse()
+	}
+	return k.Generate(ctx, spec, e.o.Source)
 }
 
 func (e *Engine) generated(j *job, m kind.Material, err error) step {

@@ -295,6 +295,11 @@ func (f *fakeTarget) Preflight(ctx context.Context, users []kind.User) []kind.Fi
 		if err != nil {
 			continue
 		}
+		if !f.w.absent[u.Username] {
+			out[i].Profile = []string{"may read"}
+		} else if u.Exists() {
+			out[i].Problems = []string{"injected: there is no user " + u.Username}
+		}
 		if what == rejects {
 			out[i].Problems = []string{"injected: the admin may not change users"}
 		}
@@ -310,6 +315,9 @@ func (f *fakeTarget) Preflight(ctx context.Context, users []kind.User) []kind.Fi
 func (f *fakeTarget) reach(n *node, what fault, index int) error {
 	if n.down {
 		return errDown
+	}
+	if f.w.shape.root && !slices.ContainsFunc(f.w.rootLogins(), n.takes) {
+		return errors.New("injected: the admin is refused")
 	}
 	if what == oneNodeOnly && index > 0 {
 		return errInjected
@@ -417,8 +425,14 @@ func (f *fakeTarget) Change(ctx context.Context, changes []kind.Change) []kind.O
 
 // checkChange refuses what no driver of a swap target could do.
 func (w *world) checkChange(c kind.Change) {
-	if w.shape.strategy == kind.Swap && len(c.Accept) > 1 {
+	single := w.shape.strategy == kind.Swap || w.shape.strategy == kind.Alternate
+	if single && len(c.Accept) > 1 {
 		w.violateLocked("a target with one password is asked to accept %d", len(c.Accept))
+	}
+	for _, m := range slices.Concat(c.Accept, c.Refuse) {
+		if m.Username != c.Username {
+			w.violateLocked("user %s is changed for the material of %s", c.Username, m.Username)
+		}
 	}
 	for _, m := range c.Accept {
 		if slices.ContainsFunc(c.Refuse, m.Same) {
@@ -450,12 +464,20 @@ func (f *fakeTarget) landLater(at time.Time, changes []kind.Change, landed func(
 func (f *fakeTarget) change(c kind.Change, what fault) kind.Outcome {
 	w := f.w
 	var out kind.Outcome
+	if w.absent[c.Username] && len(c.Accept) > 0 {
+		if len(c.Profile) == 0 {
+			return kind.Outcome{Err: kind.Definitely("injected: nobody said what user %s is to be", c.Username)}
+		}
+		delete(w.absent, c.Username)
+	}
 	for i, name := range w.order {
 		n := w.nodes[name]
 		var err error
 		switch {
 		case n.down:
 			err = errDown
+		case f.reach(n, "", 0) != nil:
+			err = f.reach(n, "", 0)
 		case what == rejects, what == rejectsOne && i == 0, c.Username == w.rejected:
 			err = kind.Definitely("injected: refused by policy")
 		case what == diesBetween && i > 0, what == oneNodeOnly && i > 0, what == rejectsOne:
@@ -479,7 +501,7 @@ func (f *fakeTarget) change(c kind.Change, what fault) kind.Outcome {
 
 func (n *node) apply(c kind.Change, s kind.Strategy) {
 	set := n.accepts[c.Username]
-	if c.Exclusive || s == kind.Swap && len(c.Accept) > 0 {
+	if c.Exclusive || s != kind.Overlap && len(c.Accept) > 0 {
 		set = nil
 	}
 	set = slices.DeleteFunc(slices.Clone(set), func(m kind.Material) bool { return slices.ContainsFunc(c.Refuse, m.Same) })

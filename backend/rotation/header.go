@@ -73,7 +73,7 @@ func (p Part) Served() bool {
 
 // Line is how a part is printed: one line that a terminal shows whole.
 func (p Part) Line() string {
-	s := p.Kind + "/" + p.Role + ": "
+	s := p.Label() + ": "
 	switch {
 	case p.Served():
 		s += fmt.Sprintf("version %d, promoted", p.Version)

@@ -320,22 +320,28 @@ func (e *Engine) Delete(ctx context.Context, name string) error {
 // bury replaces a role by its tombstone and gives its claim back. The order
 // matters: at no moment is the material in neither place.
 func (e *Engine) bury(ctx context.Context, r *Role) error {
-	dead := r.clone()
-	dead.Run = nil
-	if len(dead.Versions) > 0 {
-		t := &Tombstone{Role: dead, Deleted: time.Now().UTC()}
-		earlier, err := e.st.Tombstone(ctx, r.Name)
-		if err != nil {
-			return err
-		}
-		if earlier != nil && !r.sameUser(earlier.Role) {
-			t.Earlier = earlier
-		}
-		if err := e.st.putTombstone(ctx, t); err != nil {
-			return err
-		}
+	if err := e.entomb(ctx, r); err != nil {
+		return err
 	}
 	return e.remove(ctx, r)
+}
+
+// entomb keeps what a role holds, if it holds anything.
+func (e *Engine) entomb(ctx context.Context, r *Role) error {
+	dead := r.clone()
+	dead.Run = nil
+	if len(dead.Versions) == 0 {
+		return nil
+	}
+	t := &Tombstone{Role: dead, Deleted: time.Now().UTC()}
+	earlier, err := e.st.Tombstone(ctx, r.Name)
+	if err != nil {
+		return err
+	}
+	if earlier != nil && (r.Root() || !r.sameUser(earlier.Role)) {
+		t.Earlier = earlier
+	}
+	return e.st.putTombstone(ctx, t)
 }
 
 // sameUser reports whether r and other are about the same user, so that the

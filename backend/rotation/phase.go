@@ -31,6 +31,8 @@ const (
 	Scheduled Trigger = "schedule"
 	Rollback  Trigger = "rollback"
 	Reconcile Trigger = "reconcile"
+	// RotateRoot is for the admin credential of a connection.
+	RotateRoot Trigger = "rotate-root"
 	// Retirement takes earlier keys out of a ring.
 	Retirement Trigger = "retire"
 )

@@ -74,8 +74,15 @@ type Role struct {
 	// Suspended is why scheduled rotations have stopped.
 	Suspended string `json:"suspended,omitempty"`
 	Drift     *Drift `json:"drift,omitempty"`
+	// AutoReconcile: what the target accepts is looked at now and then, and mended.
+	AutoReconcile bool `json:"auto_reconcile,omitempty"`
+	// LookAt is when, next.
+	LookAt time.Time `json:"look_at,omitzero"`
 	// Nodes held this role's user when it was last proven; see
 	// connection.Entry.Generation.
+	// Profile is what its user was found to be, beside its password; see
+	// kind.Finding.
+	Profile         []string  `json:"profile,omitempty"`
 	Nodes           []string  `json:"nodes,omitempty"`
 	NodesGeneration int       `json:"nodes_generation,omitempty"`
 	Created         time.Time `json:"created"`
@@ -117,7 +124,10 @@ type Run struct {
 	// CheckUntil is when every consumer has read what was published.
 	CheckUntil time.Time `json:"check_until,omitzero"`
 	RetireNow  bool      `json:"retire_now,omitempty"`
-	Reapply    bool      `json:"reapply,omitempty"` // reconcile during grace
+	// CloseBefore is when previous began to be refused: sessions from before then
+	// may be its.
+	CloseBefore time.Time `json:"close_before,omitzero"`
+	Reapply     bool      `json:"reapply,omitempty"` // reconcile during grace
 
 	Tries   int       `json:"tries,omitempty"`
 	RetryAt time.Time `json:"retry_at,omitzero"`
@@ -272,20 +282,13 @@ func (run *Run) settled() bool {
 // lane is what a role's work shares with that of others: kind and connections.
 func (r *Role) lane() string {
 	lane := r.Kind + "/" + r.Connection
+	if r.Root() { // it does not wait behind hundreds of roles that log in with it
+		return lane + "/root"
+	}
 	if c := r.Place.Connection; c != "" && c != r.Connection {
 		lane += "/" + c
 	}
 	return lane
-}
-
-// user names the role's user to its target. Nodes that the role remembers count
-// only as long as its connection was not written anew.
-func (r *Role) user(generation int) kind.User {
-	u := kind.User{Role: r.Name, Username: r.Spec.Username}
-	if r.NodesGeneration == generation {
-		u.Known = r.Nodes
-	}
-	return u
 }
 
 // Grace returns how long previous stays accepted after promotion. Keys that sign
@@ -335,6 +338,9 @@ func (r *Role) dueAt() time.Time {
 	}
 	if r.Drift != nil && len(r.Drift.Missed) > 0 && (at.IsZero() || r.Drift.RetryAt.Before(at)) {
 		at = r.Drift.RetryAt
+	}
+	if looks := r.looksAt(); !looks.IsZero() && (at.IsZero() || looks.Before(at)) {
+		at = looks
 	}
 	if leaves := r.retireAt(); !leaves.IsZero() && (at.IsZero() || leaves.Before(at)) {
 		at = leaves
@@ -440,7 +446,7 @@ func (r *Role) roomy() error {
 func (r *Role) clone() *Role {
 	c := *r
 	c.Set = r.Set.Clone()
-	c.Nodes = slices.Clone(r.Nodes)
+	c.Nodes, c.Profile = slices.Clone(r.Nodes), slices.Clone(r.Profile)
 	if r.Run != nil {
 		run := *r.Run
 		run.Timeline = slices.Clone(run.Timeline)

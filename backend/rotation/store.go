@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -108,9 +109,10 @@ func (st *Store) readable(ctx context.Context, names []string) (out []*Role, unr
 	return out, unreadable, nil
 }
 
-// RoleNames lists every role.
+// RoleNames lists every role that people have made.
 func (st *Store) RoleNames(ctx context.Context) ([]string, error) {
-	return st.s.List(ctx, storage.Role)
+	names, err := st.s.List(ctx, storage.Role)
+	return slices.DeleteFunc(names, isRoot), err
 }
 
 // PutRole writes next over old (nil when new). The due entry is stored first
@@ -260,7 +262,7 @@ func (c Claim) taken(owner string) string {
 	if strings.HasPrefix(c.Target, placeTarget) {
 		return fmt.Sprintf("field %q of the secret that the role would be published to belongs to role %q; one role owns a field", c.Username, owner)
 	}
-	return fmt.Sprintf("user %q of this target belongs to role %q; one role owns a user", c.Username, owner)
+	return fmt.Sprintf("user %q of this target belongs to %s; one role owns a user", c.Username, OwnerLabel(owner))
 }
 
 // ClaimKey is where the claim of a user of a target is stored.

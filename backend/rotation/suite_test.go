@@ -104,6 +104,15 @@ func (s shape) scenarios() []scenario {
 	if s.keeper {
 		return keeperScenarios()
 	}
+	if s.root {
+		return slices.DeleteFunc(everyScenario(), func(sc scenario) bool {
+			return !slices.Contains([]string{"rotate", "cancel before promote", "rollback in grace", "retire early", "rollback after retire", "scheduled"}, sc.name)
+		})
+	}
+	return everyScenario()
+}
+
+func everyScenario() []scenario {
 	return []scenario{
 		{name: "rotate", seed: one, steps: func(w *world) { w.rotate("a"); w.idle("a") }, check: serves("a", "m1")},
 		{name: "rollback in grace", seed: one, steps: func(w *world) {

@@ -45,6 +45,7 @@ type world struct {
 	order []string
 	// foreign is what others than the engine had a user accept.
 	foreign  map[string][]kind.Material
+	absent   map[string]bool // users that nobody has created yet
 	tampered map[string]bool // users that were changed behind the engine's back
 	inflight map[string]int  // changes of a user that may still land
 	served   map[string]kind.Material
@@ -77,7 +78,9 @@ type shape struct {
 	targetless bool
 	document   bool
 	place      bool          // a secret of another mount
-	tokens     time.Duration // of a key ring: how long what it signed is valid
+	// root: role a is what the engine itself logs in to the target with.
+	root   bool
+	tokens time.Duration // of a key ring: how long what it signed is valid
 	// keeper: another server keeps the secret, and shows the number of its version
 	// or not; see keep_test.go.
 	keeper, shows bool
@@ -87,12 +90,16 @@ var shapes = []shape{
 	{name: "overlap", strategy: kind.Overlap, nodes: 2},
 	{name: "swap", strategy: kind.Swap, nodes: 2},
 	{name: "targetless", strategy: kind.Overlap, targetless: true},
+	{name: "alternate", strategy: kind.Alternate, nodes: 2},
 	{name: "partial", strategy: kind.Overlap, nodes: 3, partial: true},
 	{name: "document", strategy: kind.Overlap, nodes: 2, document: true},
 	{name: "place", strategy: kind.Overlap, nodes: 1, place: true},
 	{name: "signing ring", strategy: kind.KeyRing, targetless: true, document: true, tokens: 20 * time.Minute},
 	{name: "encrypting ring", strategy: kind.KeyRing, targetless: true, document: true},
 	{name: "swap document", strategy: kind.Swap, nodes: 1, document: true},
+	{name: "root", strategy: kind.Overlap, nodes: 2, root: true},
+	{name: "root swap", strategy: kind.Swap, nodes: 2, root: true},
+	{name: "alternate document", strategy: kind.Alternate, nodes: 1, document: true},
 	{name: "kept", strategy: kind.Kept, keeper: true, shows: true},
 	{name: "kept unseen", strategy: kind.Kept, keeper: true},
 }
@@ -150,7 +157,7 @@ func newWorld(t *testing.T, s shape, p plan) *world {
 	w := &world{
 		t: t, shape: s, plan: p, start: time.Now(), ops: map[domain]int{}, kinds: map[domain][]string{},
 		roles: map[string]*Role{}, tombs: map[string]*Tombstone{}, nodes: map[string]*node{},
-		foreign: map[string][]kind.Material{}, tampered: map[string]bool{}, inflight: map[string]int{},
+		foreign: map[string][]kind.Material{}, tampered: map[string]bool{}, absent: map[string]bool{}, inflight: map[string]int{},
 		served: map[string]kind.Material{}, done: make(chan struct{}),
 	}
 	for i := range s.nodes {
@@ -342,8 +349,10 @@ func (w *world) violateLocked(format string, args ...any) {
 func (w *world) seed(name string, change func(*Role)) {
 	w.t.Helper()
 	r := w.newRole(name)
-	r.Created = time.Now()
-	r.Add(kind.Material{Username: r.Spec.Username, Secret: "m0-" + name, KeyID: "kid-m0-" + name}, "", time.Now())
+	r.Created, r.Profile = time.Now(), []string{"may read"} // as its creation has found
+	user := r.Spec.Owns()[0]
+	w.absent[user+"2"] = true // the other one, where they take turns
+	r.Add(kind.Material{Username: user, Secret: "m0-" + name, KeyID: "kid-m0-" + name}, "", time.Now())
 	r.Promote(time.Now())
 	if w.shape.keeper {
 		r.Versions[0].Material = kind.Material{}
@@ -352,12 +361,13 @@ func (w *world) seed(name string, change func(*Role)) {
 	if change != nil {
 		change(r)
 	}
+	user = r.Spec.Owns()[0]
 	initial := []kind.Material{r.With(version.Current).Material}
 	for _, n := range w.nodes {
-		n.set(r.Spec.Username, initial)
+		n.set(user, initial)
 	}
-	w.foreign[r.Spec.Username] = initial // until it is stored
-	defer delete(w.foreign, r.Spec.Username)
+	w.foreign[user] = initial // until it is stored
+	defer delete(w.foreign, user)
 	if err := NewStore(&faultyStorage{w: w}).PutRole(context.Background(), nil, r); err != nil {
 		w.t.Fatal(err)
 	}
@@ -377,6 +387,9 @@ func (w *world) newRole(name string) *Role {
 	}
 	if !w.shape.targetless {
 		r.Spec.Username, r.Target = "u-"+name, "target"
+	}
+	if w.shape.strategy == kind.Alternate {
+		r.Spec.Usernames, r.Spec.Username = []string{"u-" + name, "u-" + name + "2"}, ""
 	}
 	if w.shape.keeper {
 		r.Spec.Username, r.Spec.Mount, r.Spec.Key = "", "mount", name
@@ -497,16 +510,28 @@ func (w *world) checkAtRest(r *Role) {
 			w.violateLocked("at rest version %d (%s) of role %s is not proven refused", v.Number, v.Stage, r.Name)
 		}
 	}
-	if w.tampered[r.Spec.Username] {
+	if w.touched(r) {
 		return
 	}
 	for _, n := range w.order {
-		for _, m := range w.nodes[n].accepts[r.Spec.Username] {
-			if !m.Same(current.Material) {
-				w.violateLocked("at rest node %s accepts %s besides the current version of role %s", n, m.Secret, r.Name)
+		for _, user := range r.Spec.Owns() {
+			for _, m := range w.nodes[n].accepts[user] {
+				if !m.Same(current.Material) {
+					w.violateLocked("at rest node %s accepts %s of %s besides the current version of role %s", n, m.Secret, user, r.Name)
+				}
 			}
 		}
 	}
+}
+
+// touched: somebody else has changed a user of r.
+func (w *world) touched(r *Role) bool {
+	return slices.ContainsFunc(r.Spec.Owns(), func(user string) bool { return w.tampered[user] })
+}
+
+// takes reports whether the node accepts m.
+func (n *node) takes(m kind.Material) bool {
+	return slices.ContainsFunc(n.accepts[m.Username], m.Same)
 }
 
 func (w *world) checkRotations() {
@@ -545,11 +570,34 @@ func (w *world) checkLocked() {
 		for user := range w.nodes[name].accepts {
 			w.checkAccepted(user)
 		}
+		w.checkRoot()
 	}
 	for _, r := range w.roles {
 		w.checkServed(r)
 	}
 	w.checkDocument()
+	w.checkRoot()
+}
+
+// rootLogins are the credentials that a driver would try, as stored.
+func (w *world) rootLogins() []kind.Material {
+	r := w.roles["a"]
+	if r == nil { // nobody has adopted it: the connection has it
+		return []kind.Material{*material("a", "m0-a")}
+	}
+	return append([]kind.Material{r.With(version.Current).Material}, r.Accepted()...)
+}
+
+// checkRoot: no node is ever without a credential that the engine would try there.
+func (w *world) checkRoot() {
+	if !w.shape.root || w.tampered["u-a"] {
+		return
+	}
+	for _, name := range w.order {
+		if !slices.ContainsFunc(w.rootLogins(), w.nodes[name].takes) {
+			w.violateLocked("locked out: node %s accepts no admin credential that is stored", name)
+		}
+	}
 }
 
 func (w *world) checkAccepted(user string) {
@@ -564,7 +612,7 @@ func (w *world) checkAccepted(user string) {
 
 func (w *world) stored(user string, m kind.Material) bool {
 	holds := func(r *Role) bool {
-		return r.Spec.Username == user && slices.ContainsFunc(r.Versions, func(v version.Version) bool { return v.Material.Same(m) })
+		return slices.Contains(r.Spec.Owns(), user) && slices.ContainsFunc(r.Versions, func(v version.Version) bool { return v.Material.Same(m) })
 	}
 	if slices.ContainsFunc(w.foreign[user], m.Same) {
 		return true
@@ -594,7 +642,7 @@ func (w *world) checkServed(r *Role) {
 		w.violateLocked("version %d of role %s is served with two materials", current.Number, r.Name)
 	}
 	w.served[key] = current.Material
-	if w.shape.targetless || w.tampered[r.Spec.Username] {
+	if w.shape.targetless || w.touched(r) {
 		return
 	}
 	interval := r.Spec.Strategy == kind.Swap && run != nil && (run.Back || run.Phase == Apply)
@@ -604,11 +652,10 @@ func (w *world) checkServed(r *Role) {
 		if n.down || w.passedOver(r, name) {
 			continue
 		}
-		accepts := n.accepts[r.Spec.Username]
-		if !interval && !slices.ContainsFunc(accepts, current.Material.Same) {
+		if !interval && !n.takes(current.Material) {
 			w.violateLocked("node %s refuses the served version %d of role %s", name, current.Number, r.Name)
 		}
-		if run != nil && run.Phase == Grace && !run.Back && previous != nil && r.Spec.Strategy != kind.Swap && !slices.ContainsFunc(accepts, previous.Material.Same) {
+		if run != nil && run.Phase == Grace && !run.Back && previous != nil && r.Spec.Strategy != kind.Swap && !n.takes(previous.Material) {
 			w.violateLocked("node %s refuses previous version %d of role %s in its grace period", name, previous.Number, r.Name)
 		}
 	}
@@ -694,7 +741,9 @@ func (w *world) checkDirection(before, r *Role) {
 func (w *world) checkWrite(key string) {
 	name, ok := strings.CutPrefix(key, storage.Role)
 	if r := w.roles[name]; ok && r != nil {
-		w.checkAccepted(r.Spec.Username)
+		for _, user := range r.Spec.Owns() {
+			w.checkAccepted(user)
+		}
 		w.checkServed(r)
 		w.checkDocument()
 		return
@@ -732,6 +781,9 @@ func short(key string) string {
 
 // describe prints a role's stages and where its run stands.
 func describe(r *Role) string {
+	if r == nil {
+		return "no role"
+	}
 	var s []string
 	if run := r.Run; run == nil {
 		s = append(s, r.State())

@@ -239,6 +239,26 @@ func SmallestGap(spec Spec) time.Duration {
 	return gap
 }
 
+// LargestGap is the longest time between two of the coming rotations of a spec; 0
+// where nothing rotates by itself.
+func LargestGap(spec Spec, now time.Time) time.Duration {
+	if !automatic(spec) {
+		return 0
+	}
+	if spec.Period > 0 {
+		return spec.Period + spec.Jitter
+	}
+	gap := time.Duration(0)
+	slots := NextN(spec, "", now, slotsLookedAt)
+	for i, slot := range slots[min(1, len(slots)):] {
+		gap = max(gap, slot.Sub(slots[i]))
+	}
+	return gap + spec.Jitter
+}
+
+// slotsLookedAt is enough for every cron that does not count years.
+const slotsLookedAt = 800
+
 // gapOfSlots is the same before any slot is delayed.
 func gapOfSlots(spec Spec) time.Duration {
 	if spec.Period > 0 {

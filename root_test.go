@@ -1,0 +1,251 @@
+package harmonyflow
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/stretchr/testify/require"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
+)
+
+// engine is a user of its own for the engine to log in as: the servers of tests are
+// asked as another.
+func engine() map[string]any {
+	return map[string]any{"username": "engine", "password": "engine-secret"}
+}
+
+// adminOf is what the engine logs in with.
+func (m *mount) adminOf(connection string) kind.Material {
+	m.Helper()
+	e, err := m.b.connections.Must(context.Background(), connection)
+	require.NoError(m, err)
+	return e.Admin.Logins()[0]
+}
+
+func (m *mount) deleteWith(path string, data map[string]any) reply {
+	m.Helper()
+	return m.send(request{op: logical.DeleteOperation, path: path, data: data})
+}
+
+// TestRotateRoot: the engine changes what it logs in with, and goes on.
+func TestRotateRoot(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	m.connect("cache", server.Addr, engine())
+	m.adopt("app", "cache", 0, nil)
+	before := m.adminOf("cache")
+	require.Equal(t, false, m.read("connections/cache").data["managed"])
+
+	r := m.must("rotate-root/cache", map[string]any{"dry_run": true})
+	require.Equal(t, "would make version 2 and retire 1 (overlap)", r.data["rotate-root/cache"])
+	require.True(t, canLogIn(t, server, before.Username, before.Secret), "nothing was changed")
+
+	r = m.must("rotate-root/cache", map[string]any{"reason": "yearly"})
+	data := m.ended(id(r))
+	require.Equal(t, "completed", data["state"])
+	require.Equal(t, "rotate-root", data["trigger"])
+	require.Equal(t, "version 2, completed", data["rotate-root/cache"])
+	after := m.adminOf("cache")
+	require.NotEqual(t, before.Secret, after.Secret)
+	require.False(t, canLogIn(t, server, before.Username, before.Secret))
+	require.True(t, canLogIn(t, server, after.Username, after.Secret))
+	shown := m.read("connections/cache").data
+	require.Equal(t, true, shown["managed"])
+	require.EqualValues(t, 2, shown["admin_version"])
+	require.Equal(t, "idle", shown["admin_state"])
+	require.NotContains(t, m.storage.dump(t)["connection/cache"], after.Secret, "it is kept in one place")
+
+	// It is nobody's role, and nothing but rotate-root reaches it.
+	require.Equal(t, []string{"app"}, m.list("roles/").data["keys"])
+	require.EqualValues(t, 1, m.read("status").data["roles"])
+	for _, path := range []string{"creds/root:cache", "roles/root:cache", "verify/redis/root:cache"} {
+		require.GreaterOrEqual(t, m.read(path).code, 400, path)
+	}
+	for _, path := range []string{"rotate/redis/root:cache", "retire/redis/root:cache", "rollback/redis/root:cache", "reconcile/redis/root:cache"} {
+		require.GreaterOrEqual(t, m.write(path, nil).code, 400, path)
+	}
+	require.Equal(t, "redis/app", soleKey(m.must("rotate/all", nil).data, "redis/", "rotate-root/"))
+	require.Equal(t, after, m.adminOf("cache"))
+
+	// The next process goes on with it, and a role of its user is refused.
+	m.restart()
+	m.must("reconcile/redis/app", nil)
+	refused := m.write("roles/mine", map[string]any{"kind": "redis", "connection": "cache", "username": after.Username, "overwrite_existing": true})
+	require.Equal(t, http.StatusBadRequest, refused.code)
+	require.Contains(t, refused.message, "rotate-root/cache is for that")
+}
+
+// soleKey is the one key of data that begins with one of prefixes.
+func soleKey(data map[string]any, prefixes ...string) (found string) {
+	for key := range data {
+		for _, p := range prefixes {
+			if len(key) > len(p) && key[:len(p)] == p {
+				found += key
+			}
+		}
+	}
+	return found
+}
+
+// TestManagedRootIsNotOverwritten: whoever writes a connection again from a file of
+// his own would lock the engine out.
+func TestManagedRootIsNotOverwritten(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	m.connect("cache", server.Addr, engine())
+	m.must("rotate-root/cache", nil)
+	managed := m.adminOf("cache")
+
+	r := m.write("connections/cache", map[string]any{"password": "engine-secret"})
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "force=true")
+	r = m.write("connections/cache", map[string]any{"password": "engine-secret", "force": true})
+	require.Equal(t, http.StatusBadRequest, r.code, "it is tried first")
+	require.Contains(t, r.message, "nothing was stored")
+	r = m.write("connections/cache", map[string]any{"username": "other", "password": "x", "force": true})
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "write another connection")
+	require.Equal(t, managed, m.adminOf("cache"))
+	m.must("connections/cache", map[string]any{"allowed_roles": "*"}) // what is not given stays
+	m.must("connections/cache", map[string]any{"password": managed.Secret})
+	require.Equal(t, managed, m.adminOf("cache"))
+
+	_, err := server.Do(context.Background(), "ACL", "SETUSER", managed.Username, "resetpass", ">by-hand-and-long-enough")
+	require.NoError(t, err)
+	m.must("connections/cache", map[string]any{"password": "by-hand-and-long-enough", "force": true})
+	require.Equal(t, "by-hand-and-long-enough", m.adminOf("cache").Secret)
+	m.must("rotate-root/cache", nil)
+	require.EqualValues(t, 4, m.read("connections/cache").data["admin_version"], "numbers are not used again")
+	require.False(t, canLogIn(t, server, managed.Username, "by-hand-and-long-enough"))
+
+	r = m.delete("connections/cache")
+	require.Equal(t, http.StatusConflict, r.code)
+	require.Contains(t, r.message, "nobody else knows it")
+	last := m.adminOf("cache")
+	require.Equal(t, http.StatusNoContent, m.deleteWith("connections/cache", map[string]any{"force": "true"}).code)
+	require.Contains(t, m.storage.dump(t)["deleted/root:cache"], last.Secret, "nothing is lost")
+	require.Equal(t, http.StatusNotFound, m.write("rotate-root/cache", nil).code)
+}
+
+// TestRootsOfOneServer: a user that two connections log in as is not rotated under
+// one of them.
+func TestRootsOfOneServer(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	m.connect("one", server.Addr, engine())
+	m.connect("two", proxy(t, server.Addr).Addr(), engine())
+	r := m.write("rotate-root/one", nil)
+	require.Equal(t, http.StatusConflict, r.code)
+	require.Contains(t, r.message, `connection "two"`)
+	require.Equal(t, http.StatusNoContent, m.delete("connections/two").code)
+	m.must("rotate-root/one", nil)
+	admin := m.adminOf("one")
+	r = m.write("connections/two", map[string]any{
+		"type": "redis", "addresses": proxy(t, server.Addr).Addr(), "username": admin.Username, "password": admin.Secret,
+	})
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "is rotated by rotate-root/one")
+}
+
+// TestScheduledRoot: connections take the fields of a schedule.
+func TestScheduledRoot(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	m.connect("cache", server.Addr, map[string]any{
+		"username": "engine", "password": "engine-secret", "rotation_period": "24h", "password_policy": "words",
+	})
+	shown := m.read("connections/cache").data
+	require.EqualValues(t, 86400, shown["rotation_period"])
+	require.Len(t, shown["next_rotations"], 3)
+	require.Equal(t, "words", shown["password_policy"])
+	r := m.write("connections/cache", map[string]any{"rotation_period": "1s"})
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "rotation_period")
+	before := m.adminOf("cache")
+	m.b.Cleanup(context.Background())
+	m.alter(rotation.RootName("cache"), func(r *rotation.Role) { r.Next = time.Now().Add(-time.Minute) })
+	m.start()
+	require.Eventually(t, func() bool {
+		r := m.role(rotation.RootName("cache"))
+		return r.LastRun != nil && r.LastRun.State == rotation.Completed
+	}, patience, glance)
+	after := m.adminOf("cache")
+	require.Contains(t, after.Secret, "policy-")
+	require.False(t, canLogIn(t, server, before.Username, before.Secret))
+	require.True(t, m.role(rotation.RootName("cache")).Next.After(time.Now().Add(23*time.Hour)))
+	m.must("connections/cache", map[string]any{"disable_automated_rotation": true})
+	require.True(t, m.role(rotation.RootName("cache")).Next.IsZero())
+
+	m.must("connections/other", map[string]any{
+		"type": "redis", "addresses": servers.Redis(t).Addr, "username": servers.RedisAdmin, "password": servers.RedisAdminPassword,
+	})
+	r = m.write("connections/third", map[string]any{
+		"type": "redis", "addresses": "127.0.0.1:1", "password": "x", "verify_connection": false, "rotation_period": "24h",
+	})
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "verify_connection")
+}
+
+// TestRolesRotateWhileTheRootDoes: neither notices the other.
+func TestRolesRotateWhileTheRootDoes(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	m.connect("cache", server.Addr, engine())
+	m.adopt("app", "cache", 0, map[string]any{"grace_period": "0s"})
+	var both sync.WaitGroup
+	for path, name := range map[string]string{"rotate-root/cache": rotation.RootName("cache"), "rotate/redis/app": "app"} {
+		both.Go(func() {
+			for range 5 {
+				r := m.write(path, nil)
+				if r.code != http.StatusOK {
+					t.Errorf("%s: %d %s", path, r.code, r.message)
+					return
+				}
+				m.ended(id(r))
+			}
+			if last := m.role(name).LastRun; last.State != rotation.Completed {
+				t.Errorf("%s: %s", name, last.State)
+			}
+		})
+	}
+	both.Wait()
+	require.EqualValues(t, 6, m.creds("app")["version"])
+	require.EqualValues(t, 6, m.read("connections/cache").data["admin_version"])
+}
+
+// TestRootSurvivesALostReply: the server has changed the password, and nobody was
+// told. What Vault's database engine does then is in the documentation of
+// rotate-root.
+func TestRootSurvivesALostReply(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	p := proxy(t, server.Addr)
+	m.connect("cache", p.Addr(), engine())
+	m.adopt("app", "cache", 0, nil)
+	p.LoseReplyTo("SETUSER")
+	m.b.answerWithin = shortly
+	r := m.write("rotate-root/cache", nil)
+	m.restart()
+	p.Heal()
+	require.Eventually(t, func() bool {
+		root := m.role(rotation.RootName("cache"))
+		return root != nil && root.Run == nil && root.LastRun != nil
+	}, patience, glance, r.message)
+	require.Equal(t, rotation.Completed, m.role(rotation.RootName("cache")).LastRun.State)
+	admin := m.adminOf("cache")
+	require.True(t, canLogIn(t, server, admin.Username, admin.Secret))
+	require.Equal(t, "completed", m.ended(id(m.must("reconcile/redis/app", nil)))["state"])
+}
