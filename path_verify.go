@@ -1,8 +1,11 @@
 package harmonyflow
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -25,6 +28,9 @@ func (b *backend) pathVerify() []*framework.Path {
 					"follow": stringField("The next command to type."), "state": stringField("State of the role."),
 					"version": intField("Current version."), "checks": {Type: framework.TypeSlice, Description: "One entry a node: what it accepts, by version."},
 					"notes":                  listField("Worth knowing."),
+					"sessions":               stringField("Who may still be logged in with the previous version, in a sentence."),
+					"previous_sessions":      intField("How many sessions there are of that kind; absent where nobody can tell."),
+					"previous_clients":       mapField("How many of them each client has, by address and name."),
 					"key_version":            intField("Newest version of the key, of a transit role."),
 					"min_decryption_version": intField("Oldest version of the key that decrypts, of a transit role."),
 				},
@@ -42,11 +48,10 @@ func (b *backend) verify(ctx context.Context, req *logical.Request, d *framework
 	if err != nil {
 		return nil, err
 	}
-	reports, err := b.engine.Examine(ctx, []string{r.Name})
+	rep, err := b.engine.ExamineSessions(ctx, r.Name)
 	if err != nil {
 		return nil, err
 	}
-	rep := reports[0]
 	if isKept(rep.Role) {
 		return &logical.Response{Data: verifyKept(rep, req.MountPoint)}, nil
 	}
@@ -61,8 +66,42 @@ func (b *backend) verify(ctx context.Context, req *logical.Request, d *framework
 	}
 	data["ok"], data["checks"] = allGood, checks
 	data["summary"], data["follow"] = verdict(rep, allGood, req.MountPoint)
+	describeSessions(rep, data)
 	return &logical.Response{Data: data}, nil
 }
+
+// describeSessions says who may still be logged in with the previous version.
+func describeSessions(rep rotation.Report, data map[string]any) {
+	if rep.Sessions == nil {
+		return
+	}
+	if rep.Sessions.Err != nil {
+		data["sessions"] = "not known: " + rep.Sessions.Err.Error()
+		return
+	}
+	clients := map[string]any{}
+	for _, s := range rep.Sessions.Sessions {
+		who := cmp.Or(s.Client, "unknown address")
+		if s.Name != "" {
+			who += " (" + s.Name + ")"
+		}
+		n, _ := clients[who].(int64)
+		clients[who] = n + 1
+	}
+	n := len(rep.Sessions.Sessions)
+	data["previous_sessions"], data["previous_clients"] = int64(n), clients
+	since := ""
+	if rep.Older {
+		since = " from before the promotion"
+	}
+	data["sessions"] = fmt.Sprintf("%s of user %q%s", count(n, "session"), rep.SessionsOf, since)
+	if n > 0 {
+		data["sessions"] = fmt.Sprintf("%s: %s", data["sessions"], strings.Join(slices.Sorted(maps.Keys(clients))[:min(len(clients), maxClients)], ", "))
+	}
+}
+
+// maxClients bounds how many clients a line names.
+const maxClients = 8
 
 func verdict(rep rotation.Report, good bool, mount string) (summary, follow string) {
 	r := rep.Role

@@ -825,6 +825,9 @@ func (d *decider) event(on event, reason string) step {
 	if next.Run.Phase == Apply {
 		next.Run.Deadline = d.now.Add(credentialTimeout)
 	}
+	if current := next.With(version.Current); current != nil && run.Trigger == Reconcile {
+		current.Material = next.renewed(current.Material, d.now)
+	}
 	if d.facts.finding != nil {
 		d.remember(next, d.facts.answer.Nodes)
 		next.Run.Adopted = run.Adopted && d.acceptedEverywhere(next.With(version.Pending))

@@ -21,6 +21,12 @@ type Report struct {
 	definite bool
 	Notes    []string
 	Nodes    []NodeReport
+	// Sessions are those that use the previous version, as far as can be told: of
+	// SessionsOf, and opened before SessionsBefore. Nil where nobody can tell.
+	Sessions *kind.SessionsAnswer
+	// SessionsOf is whose they are; Older: they are known by their age alone.
+	SessionsOf string
+	Older      bool
 	// Sight is what the server showed that keeps the secret itself.
 	Sight *kind.Sight
 	place error // why it could not be published
@@ -47,6 +53,25 @@ func (e *Engine) Examine(ctx context.Context, names []string) ([]Report, error) 
 		}
 	}
 	return e.examine(ctx, roles)
+}
+
+// ExamineSessions is Examine for one role, and tells who is logged in with the
+// previous version of it.
+func (e *Engine) ExamineSessions(ctx context.Context, name string) (Report, error) {
+	reports, err := e.Examine(ctx, []string{name})
+	if err != nil {
+		return Report{}, err
+	}
+	rep := reports[0]
+	if username, before, ok := rep.Role.sessionsBefore(time.Now()); ok {
+		call, cancel := context.WithTimeout(ctx, kind.CallTimeout)
+		defer cancel()
+		answers, known := e.guarded(rep.Role).sessions(call, []kind.SessionsQuestion{{User: kind.User{Role: name, Username: username}, Before: before}})
+		if known {
+			rep.Sessions, rep.SessionsOf, rep.Older = &answers[0], username, !rep.Role.alternates()
+		}
+	}
+	return rep, nil
 }
 
 // examine is preflight for roles that need not be stored. Those of a lane share

@@ -269,7 +269,7 @@ func (e *Engine) material(r *Role) (kind.Material, error) {
 		if v == nil {
 			return kind.Material{}, kind.Definitely("version %d is no longer kept", r.Run.Source)
 		}
-		return v.Material, nil
+		return r.renewed(v.Material, time.Now()), nil
 	}
 	k := e.o.Kind(r.Kind)
 	if k == nil {

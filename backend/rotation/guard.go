@@ -19,7 +19,7 @@ type guard struct {
 
 var _ kind.Target = guard{}
 
-func (e *Engine) guarded(r *Role) kind.Target {
+func (e *Engine) guarded(r *Role) guard {
 	return guard{e: e, target: func() kind.Target { return e.o.Target(r.Kind, r.Connection) }}
 }
 
@@ -50,6 +50,21 @@ func (g guard) Change(ctx context.Context, changes []kind.Change) []kind.Outcome
 	return guardedCall(g.e, len(changes),
 		func() []kind.Outcome { return g.target().Change(ctx, changes) },
 		func(err error) kind.Outcome { return kind.Outcome{Err: err} })
+}
+
+// sessions is kind.Observer; ok is false where the target is none.
+func (g guard) sessions(ctx context.Context, questions []kind.SessionsQuestion) (answers []kind.SessionsAnswer, ok bool) {
+	ok = true
+	answers = guardedCall(g.e, len(questions),
+		func() []kind.SessionsAnswer {
+			observer, is := g.target().(kind.Observer)
+			if ok = is; !is {
+				return make([]kind.SessionsAnswer, len(questions))
+			}
+			return observer.Sessions(ctx, questions)
+		},
+		func(err error) kind.SessionsAnswer { return kind.SessionsAnswer{Err: err} })
+	return answers, ok
 }
 
 // guardedPublication is a call that publishes, or asks whether it could: one that

@@ -284,6 +284,14 @@ func (r *Role) sessionsBefore(now time.Time) (username string, before time.Time,
 	return r.Spec.Username, current.Promoted, !current.Promoted.IsZero()
 }
 
+// renewed is m as it is accepted anew, where the server ends passwords by itself.
+func (r *Role) renewed(m kind.Material, now time.Time) kind.Material {
+	if r.Spec.ValidFor > 0 {
+		m.Expires = now.Add(r.Spec.ValidFor).UTC()
+	}
+	return m
+}
+
 // turnsTo reports whether material can be served next: where two users take turns,
 // that of the idle one.
 func (r *Role) turnsTo(m kind.Material) bool {

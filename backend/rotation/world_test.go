@@ -77,7 +77,7 @@ type shape struct {
 	partial    bool
 	targetless bool
 	document   bool
-	place      bool          // a secret of another mount
+	place      bool // a secret of another mount
 	// root: role a is what the engine itself logs in to the target with.
 	root   bool
 	tokens time.Duration // of a key ring: how long what it signed is valid
