@@ -170,8 +170,8 @@ func plan(c kind.Change, u user, node string, s step) ([]any, error) {
 }
 
 func planExclusive(accept []string, u user, s step) []any {
-	var out []any
 	if s == acceptOnly {
+		var out []any
 		for _, h := range accept {
 			if !u.nopass && !u.has(h) {
 				out = append(out, "#"+h)
@@ -183,7 +183,12 @@ func planExclusive(accept []string, u user, s step) []any {
 	if same && !u.nopass {
 		return nil
 	}
-	out = append(out, "resetpass")
+	return only(accept)
+}
+
+// only takes every password away that is none of accept.
+func only(accept []string) []any {
+	out := []any{"resetpass"}
 	for _, h := range accept {
 		out = append(out, "#"+h)
 	}

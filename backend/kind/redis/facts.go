@@ -196,9 +196,12 @@ func (f *facts) may(name string) bool {
 
 // user is what ACL GETUSER says.
 type user struct {
-	exists, on, nopass bool
-	hashes             []string
-	rules              []string
+	exists, on, nopass, skipSanitize bool
+
+	hashes []string
+	rights
+	selectors []string
+	rules     []string // about commands, its own and those of its selectors
 }
 
 func parseUser(value any) user {
@@ -206,13 +209,17 @@ func parseUser(value any) user {
 	if !ok {
 		return user{}
 	}
-	u := user{exists: true}
+	// A redis that knows no channels allows all of them.
+	u := user{exists: true, rights: rights{channels: []string{anyChannel}}}
 	for i := 0; i+1 < len(list); i += 2 {
-		switch text(list[i]) {
+		name := text(list[i])
+		u.read(name, list[i+1])
+		switch name {
 		case "flags":
 			for _, flag := range texts(list[i+1]) {
 				u.on = u.on || flag == "on"
 				u.nopass = u.nopass || flag == "nopass"
+				u.skipSanitize = u.skipSanitize || flag == skipSanitize
 			}
 		case "passwords":
 			u.hashes = texts(list[i+1])
@@ -221,7 +228,9 @@ func parseUser(value any) user {
 		case "selectors":
 			selectors, _ := list[i+1].([]any)
 			for _, s := range selectors {
-				u.rules = append(u.rules, parseUser(s).rules...)
+				parsed := parseUser(s)
+				u.rules = append(u.rules, parsed.rules...)
+				u.selectors = append(u.selectors, parsed.selector())
 			}
 		}
 	}
