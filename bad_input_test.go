@@ -99,7 +99,7 @@ func TestBadInput(t *testing.T) {
 		"short password":                 {path: "roles/new", data: redisRole(map[string]any{"length": 4}), says: "length"},
 		"negative length":                {path: "roles/new", data: redisRole(map[string]any{"length": -1}), says: "length"},
 		"unknown strategy":               {path: "roles/new", data: redisRole(map[string]any{"strategy": "hope"}), says: "strategy"},
-		"swap on redis":                  {path: "roles/new", data: redisRole(map[string]any{"strategy": "swap"}), says: "strategy"},
+		"a key ring on redis":            {path: "roles/new", data: redisRole(map[string]any{"strategy": "key-ring"}), says: "strategy"},
 		"field of another kind":          {path: "roles/new", data: redisRole(map[string]any{"encoding": "hex"}), says: `field "encoding" is not for kind redis`},
 		"username of an api-key":         {path: "roles/new", data: apiKey(map[string]any{"username": "me"}), says: `"username" is not for kind api-key`},
 		"initial_value of a user":        {path: "roles/new", data: redisRole(map[string]any{"initial_value": "some-initial-value"}), says: "use initial_password"},

@@ -2,7 +2,9 @@ package redis
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
@@ -54,7 +56,7 @@ func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outco
 		j.refuseAfterLinks(ctx)
 	}
 	for i := range outcomes {
-		outcomes[i].Nodes = f.results(j.works, i)
+		outcomes[i].Nodes, outcomes[i].Notes = f.results(j.works, i), j.notes(i)
 	}
 	return outcomes
 }
@@ -94,48 +96,110 @@ func (j *job) apply(ctx context.Context, w *work, which []int) {
 		return
 	}
 	w.read(ctx, j.users, which)
+	orders := j.orders(w, which)
 	var commands []command
-	var owners, good []int
-	for _, i := range which {
-		if w.errs[i] != nil {
-			continue
-		}
-		modifiers, err := plan(j.changes[i], w.users[i], w.name, j.steps[i])
-		if w.errs[i] = err; err != nil {
-			continue
-		}
-		good = append(good, i)
-		if len(modifiers) > 0 {
-			commands = append(commands, append(command{"ACL", "SETUSER", j.changes[i].Username}, modifiers...))
-			owners = append(owners, i)
+	var sent []order
+	for _, o := range orders {
+		if len(o.modifiers) > 0 {
+			commands = append(commands, append(command{"ACL", "SETUSER", j.changes[o.user].Username}, o.modifiers...))
+			sent = append(sent, o)
 		}
 	}
-	if len(good) == 0 {
+	if len(orders) == 0 {
 		return
 	}
 	if save != nil {
 		commands = append(commands, save)
 	}
 	replies := w.s.run(ctx, commands)
-	for at, i := range owners {
+	for at, o := range sent {
 		if err := replies[at].err; err != nil {
-			w.errs[i] = w.s.explain(err, "change user "+j.changes[i].Username+" with ACL SETUSER", j.changes[i].Username)
+			w.errs[o.user] = w.s.explainChange(err, j.changes[o.user], o.modifiers)
+		} else if o.effect != none {
+			w.effects[o.user] = o.effect
 		}
 	}
 	if save == nil {
 		return
 	}
 	if err := replies[len(replies)-1].err; err != nil {
-		for _, i := range good {
-			if w.errs[i] == nil {
-				w.errs[i] = w.s.explainPersist(err, save)
+		for _, o := range orders {
+			if w.errs[o.user] == nil {
+				w.errs[o.user] = w.s.explainPersist(err, save)
 			}
 		}
 	}
 }
 
-// plan returns the modifiers of ACL SETUSER that make c true of u, none where
-// it is true already. They are applied all or none.
+// effect is what a change does to a user beside its passwords.
+type effect int
+
+const (
+	none effect = iota
+	created
+	aligned
+)
+
+// order is one ACL SETUSER, whose modifiers are applied all or none.
+type order struct {
+	user      int
+	modifiers []any // none where nothing has to change
+	effect    effect
+}
+
+// orders are what w has to do for those users.
+func (j *job) orders(w *work, which []int) []order {
+	var out []order
+	for _, i := range which {
+		if w.errs[i] != nil {
+			continue
+		}
+		o, err := w.order(j.changes[i], w.users[i], j.steps[i])
+		if w.errs[i] = err; err == nil {
+			o.user = i
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// order makes c true of u, its rules included.
+func (w *work) order(c kind.Change, u user, s step) (order, error) {
+	switch {
+	case u.exists || c.User.Exists():
+	case len(c.Accept) == 0:
+		return order{}, nil // who is not there is refused
+	case len(c.Profile) > 0:
+		accept, err := hashes(c.Accept)
+		return order{modifiers: append(w.facts.create(c.Profile), only(accept)...), effect: created}, err
+	}
+	modifiers, err := plan(c, u, w.name, s)
+	if err != nil || !c.Align || len(c.Profile) == 0 || slices.Equal(u.profile(), c.Profile) {
+		return order{modifiers: modifiers}, err
+	}
+	return order{modifiers: append(w.facts.align(c.Profile), modifiers...), effect: aligned}, nil
+}
+
+// notes tell what became of change number i beside passwords.
+func (j *job) notes(i int) []string {
+	at := map[effect][]string{}
+	for _, n := range j.nodes {
+		did := j.works[n].effects[i]
+		at[did] = append(at[did], n.name)
+	}
+	var out []string
+	name := j.changes[i].Username
+	if nodes := at[created]; len(nodes) > 0 {
+		out = append(out, fmt.Sprintf("user %s was created at %s", name, strings.Join(nodes, ", ")))
+	}
+	if nodes := at[aligned]; len(nodes) > 0 {
+		out = append(out, fmt.Sprintf("user %s was given the rules that it is to have at %s", name, strings.Join(nodes, ", ")))
+	}
+	return out
+}
+
+// plan returns the modifiers of ACL SETUSER that make c true of the passwords of u,
+// none where it is true already.
 func plan(c kind.Change, u user, node string, s step) ([]any, error) {
 	if !u.exists {
 		return nil, kind.Definitely("user %s does not exist at node %s: create it there with ACL SETUSER and its rules", c.Username, node)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -46,7 +47,7 @@ func TestContract(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // most of the time is spent waiting for nodes that hang
 			r := newRig(t, c.start(t))
-			kindtest.Run(t, r.harness(c.username))
+			kindtest.Run(t, r.harness(t, c.username))
 		})
 	}
 }
@@ -84,7 +85,8 @@ func (r *rig) target() kind.Target {
 	return Open(func(context.Context) (*connection.Entry, error) { return r.entry, nil })
 }
 
-func (r *rig) harness(username string) kindtest.Harness {
+func (r *rig) harness(t *testing.T, username string) kindtest.Harness {
+	t.Helper()
 	wrong := *r.entry
 	wrong.Admin = connection.NewAdmin(kind.Material{Username: servers.RedisAdmin, Secret: "not-the-password"})
 	h := kindtest.Harness{
@@ -106,6 +108,13 @@ func (r *rig) harness(username string) kindtest.Harness {
 		ChangeRequest: "SETUSER",
 		Settle:        r.settle,
 	}
+	h.Admin, h.AdminTarget = r.secondAdmin(t), r.targetAs
+	if username == "" {
+		h.Grant = func(t testing.TB, name string) {
+			r.setUser(t, name, "+@hash", "~other:*", "&news.*", "(%R~more:* +get)")
+		}
+		h.Drop = r.drop
+	}
 	if len(r.set.Nodes) == 1 || username == "" {
 		h.Capture = r.capture
 	}
@@ -118,15 +127,63 @@ func (r *rig) harness(username string) kindtest.Harness {
 // setUser gives the user to every node, and saves it as a real one would be.
 func (r *rig) setUser(t testing.TB, name string, rules ...any) {
 	t.Helper()
-	save := []any{"CONFIG", "REWRITE"}
+	r.acl(t, append([]any{"SETUSER", name}, rules...)...)
+}
+
+// drop takes the user from every node.
+func (r *rig) drop(t testing.TB, name string) {
+	t.Helper()
+	r.acl(t, "DELUSER", name)
+}
+
+func (r *rig) acl(t testing.TB, args ...any) {
+	t.Helper()
 	for _, n := range r.set.Nodes {
-		_, err := n.Do(context.Background(), append([]any{"ACL", "SETUSER", name}, rules...)...)
+		_, err := n.Do(context.Background(), append([]any{"ACL"}, args...)...)
 		require.NoError(t, err)
 		if _, err := n.Do(context.Background(), "ACL", "SAVE"); err != nil {
-			_, err = n.Do(context.Background(), save...)
+			_, err = n.Do(context.Background(), "CONFIG", "REWRITE")
 			require.NoError(t, err)
 		}
 	}
+}
+
+// hold logs in with m at the last node. What that user may not do is an answer, too.
+func (r *rig) hold(t testing.TB, m kind.Material) func() bool {
+	t.Helper()
+	n := r.set.Nodes[len(r.set.Nodes)-1]
+	s, err := dial(t.Context(), t.Context(), n.Addr, []string{n.Addr}) // which never dials again
+	require.NoError(t, err)
+	t.Cleanup(s.close)
+	require.NoError(t, s.run(t.Context(), []command{{"AUTH", m.Username, m.Secret}})[0].err)
+	return func() bool {
+		err := s.run(t.Context(), []command{{"PING"}})[0].err
+		return err == nil || isReply(err)
+	}
+}
+
+// minimalAdmin are the rights that are enough, as the reference says.
+var minimalAdmin = []any{
+	"resetkeys", "resetchannels", "-@all", "+info", "+cluster|nodes",
+	"+config|get", "+config|rewrite", "+acl|getuser", "+acl|setuser", "+acl|save",
+}
+
+// secondAdmin makes an admin user with those rights alone.
+func (r *rig) secondAdmin(t *testing.T) kind.Material {
+	t.Helper()
+	m := kind.Material{Username: "rotator", Secret: "old-password-of-the-admin"}
+	r.setUser(t, m.Username, append([]any{"on", ">" + m.Secret}, minimalAdmin...)...)
+	return m
+}
+
+// targetAs is the same servers, for who has one of candidates.
+func (r *rig) targetAs(candidates ...kind.Material) kind.Target {
+	entry := *r.entry
+	entry.Admin = connection.NewAdmin(candidates[0])
+	for _, m := range candidates[1:] {
+		entry.Admin.Add(m, "", time.Time{})
+	}
+	return Open(func(context.Context) (*connection.Entry, error) { return &entry, nil })
 }
 
 // link sets masterauth where nodes log in to each other as user.

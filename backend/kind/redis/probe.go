@@ -108,7 +108,8 @@ func (w *work) answer(q kind.Question, i int, accepts []bool) kind.NodeAnswer {
 				" that is not in its list: something else than its ACL decides there"
 		}
 	}
-	if state := u.trouble(w.name, q.Username); state != "" {
+	// That a user which may be created is not there is no fault of what is accepted.
+	if state := u.trouble(w.name, q.Username); state != "" && (u.exists || q.User.Exists()) {
 		a.Problem = state
 	}
 	if u.nopass {

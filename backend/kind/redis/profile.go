@@ -2,11 +2,14 @@ package redis
 
 import (
 	"cmp"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
 // A profile is what ACL GETUSER says of a user beside its passwords and whether it
@@ -198,4 +201,18 @@ func (f *facts) since(major, minor int) bool {
 	a, _ := strconv.Atoi(first)
 	b, _ := strconv.Atoi(second)
 	return a > major || a == major && b >= minor
+}
+
+var refusedModifier = regexp.MustCompile(`(?s) modifier '(.*)': `)
+
+// explainChange says why ACL SETUSER failed. The reply repeats the modifier that it
+// did not take; that is shown only where it is a rule of the user's profile.
+func (s *session) explainChange(err error, c kind.Change, modifiers []any) error {
+	if replyCode(err) == "ERR" && len(c.Profile) > 0 {
+		found := refusedModifier.FindStringSubmatch(err.Error())
+		if len(found) == 2 && !strings.HasPrefix(found[1], "#") && slices.Contains(modifiers, any(found[1])) {
+			return kind.Definitely("node %s does not take the rule %s, which user %s is to have: upgrade it, or load the modules that other nodes have", s.node, shown(found[1]), c.Username)
+		}
+	}
+	return s.explain(err, "change user "+c.Username+" with ACL SETUSER", c.Username)
 }

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -199,5 +201,150 @@ func TestProfileOfRedis6(t *testing.T) {
 			f := facts{version: version}
 			require.Equal(t, old[i], f.foreign([]string{rule}) != "", "%s %s", version, rule)
 		}
+	}
+}
+
+// A replica may have been made anew, and names say nothing about who is one.
+func TestProfileIsThatOfAPrimary(t *testing.T) {
+	replica, primary := &node{facts: facts{replica: true}}, &node{}
+	of := func(rules string) *work {
+		return &work{part: []bool{true}, errs: []error{nil}, users: []user{{exists: rules != "", rights: rights{commands: rules}}}}
+	}
+	for _, x := range []struct {
+		replica, primary string
+		want             []string
+	}{
+		{"+get", "+set", []string{"+set"}},
+		{"", "+set", []string{"+set"}},
+		{"+get", "", []string{"+get"}},
+		{"", "", nil},
+	} {
+		for _, nodes := range [][]*node{{replica, primary}, {primary, replica}} {
+			in := inspection{fleet: &fleet{nodes: nodes}, works: map[*node]*work{replica: of(x.replica), primary: of(x.primary)}}
+			require.Equal(t, x.want, in.profile(0))
+		}
+	}
+}
+
+func problems(t *testing.T, target kind.Target, u kind.User) (problems, notes string) {
+	t.Helper()
+	f := target.Preflight(limited(t), []kind.User{u})[0]
+	require.NoError(t, f.Err)
+	return strings.Join(f.Problems, "\n"), strings.Join(f.Notes, "\n")
+}
+
+// A replica that was replaced has the users that its image has.
+func TestNodeThatWasReplacedIsHealed(t *testing.T) {
+	t.Parallel()
+	set := servers.RedisReplicated(t, 1, servers.WithUsers("app on sanitize-payload >old ~app:* resetchannels -@all +@read (%R~x +set)"))
+	primary, replica := set.Nodes[0], set.Nodes[1]
+	target := open(direct(set.Nodes...))
+	u := kind.User{Username: "app", Known: set.Addrs()}
+	profile := target.Preflight(limited(t), []kind.User{u})[0].Profile
+	require.Equal(t, []string{"(%R~x resetchannels -@all +set)", "-@all +@read", "~app:*"}, profile)
+
+	do(t, replica, "ACL", "DELUSER", "app")
+	problem, _ := problems(t, target, u)
+	require.Contains(t, problem, "does not exist at node "+replica.Addr)
+	u.Profile = profile
+	problem, note := problems(t, target, u)
+	require.Empty(t, problem)
+	require.Contains(t, note, "user app will be created at "+replica.Addr)
+
+	old, fresh := kind.Material{Username: "app", Secret: "old"}, kind.Material{Username: "app", Secret: "new"}
+	nobody := kind.Change{User: u, Exclusive: true}
+	nobody.Username, nobody.Known = "nobody", nil
+	out := target.Change(limited(t), []kind.Change{{User: u, Accept: []kind.Material{old, fresh}}, nobody})
+	for _, n := range slices.Concat(out[0].Nodes, out[1].Nodes) {
+		require.NoError(t, n.Err, n.Node)
+	}
+	require.Equal(t, []string{"user app was created at " + replica.Addr}, out[0].Notes)
+	require.Empty(t, out[1].Notes, "who is not there accepts nothing")
+	require.NoError(t, replica.Restart(t.Context()))
+	require.NoError(t, set.WaitReplicating(t.Context()))
+	require.Equal(t, listed(t, primary, "app"), listed(t, replica, "app"))
+	q := kind.Question{User: u, Materials: []kind.Material{old, fresh}}
+	for _, n := range target.Probe(limited(t), []kind.Question{q})[0].Nodes {
+		require.NoError(t, n.Err)
+		require.Equal(t, []bool{true, true}, n.Accepts)
+		require.Zero(t, n.Extra)
+	}
+}
+
+func TestUsersThatTakeTurns(t *testing.T) {
+	t.Parallel()
+	set := servers.RedisReplicated(t, 1, servers.WithReplicationUser("repl", "link"), servers.WithUsers("a on >first ~a:* +get"))
+	primary, replica := set.Nodes[0], set.Nodes[1]
+	target := open(direct(set.Nodes...))
+	b := kind.User{Username: "b", Like: "a"}
+	problem, note := problems(t, target, b)
+	require.Empty(t, problem)
+	require.Contains(t, note, "user b will be created like a")
+	require.NotContains(t, note, "b will be created like a at", "it is nowhere")
+
+	problem, _ = problems(t, target, kind.User{Username: "b", Like: "c"})
+	require.Contains(t, problem, "user b does not exist", "and neither does c")
+	problem, _ = problems(t, target, kind.User{Username: "repl", Like: "a"})
+	require.Contains(t, problem, "nodes log in to each other")
+
+	for _, n := range set.Nodes {
+		do(t, n, "ACL", "SETUSER", "b", "on", "~a:*", "+get")
+	}
+	problem, _ = problems(t, target, b)
+	require.Empty(t, problem, "an idle user has no password")
+	do(t, replica, "ACL", "SETUSER", "b", "+set", "resetkeys", "~b:*")
+	problem, _ = problems(t, target, b)
+	require.Contains(t, problem, "user b differs from a, whose place it is to take: it lacks -@all +get, lacks ~a:*")
+	require.Contains(t, problem, "(at "+replica.Addr+")")
+	require.Contains(t, problem, "user b has other rules at "+replica.Addr+" than at the other nodes")
+
+	_, note = problems(t, target, kind.User{Username: "b"})
+	require.Contains(t, note, "user b has other rules at "+replica.Addr, "no problem for who is alone")
+	do(t, primary, "ACL", "SETUSER", "b", "off")
+	problem, _ = problems(t, target, b)
+	require.Contains(t, problem, "is off")
+	do(t, primary, "ACL", "SETUSER", "b", "on", "nopass")
+	problem, _ = problems(t, target, b)
+	require.Contains(t, problem, "nopass")
+}
+
+// A rule that a node does not take is named, and nothing is made without it.
+func TestRuleThatIsNotTaken(t *testing.T) {
+	t.Parallel()
+	n := servers.Redis(t)
+	u := kind.User{Username: "app", Profile: []string{"&*", "-@all +json.get", "~*"}}
+	m := kind.Material{Username: "app", Secret: "a-password"}
+	err := open(direct(n)).Change(limited(t), []kind.Change{{User: u, Accept: []kind.Material{m}}})[0].Nodes[0].Err
+	require.True(t, kind.IsDefinite(err), "%v", err)
+	require.ErrorContains(t, err, "does not take the rule +json.get")
+	require.NotContains(t, err.Error(), hashOf(m.Secret))
+	require.NotContains(t, fmt.Sprint(do(t, n, "ACL", "LIST")), "user app ")
+}
+
+// What makes users and aligns them sends no password.
+func TestNoPlaintextOfUsersThatAreMade(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, servers.RedisReplicated(t, 1, servers.WithConfig("slowlog-log-slower-than 0", "slowlog-max-len 1024")))
+	old, fresh := kind.Material{Username: "app", Secret: "old-of-app"}, kind.Material{Username: "app", Secret: "new-of-app"}
+	r.setUser(t, "like", "on", ">something", "~like:*", "+get")
+	profile := r.target().Preflight(limited(t), []kind.User{{Username: "like"}})[0].Profile
+	u := kind.User{Username: "app", Like: "like", Profile: profile}
+	stop := r.capture(t)
+	change := func(c kind.Change) []string {
+		out := r.target().Change(limited(t), []kind.Change{c})[0]
+		for _, n := range out.Nodes {
+			require.NoError(t, n.Err)
+		}
+		return out.Notes
+	}
+	require.Contains(t, fmt.Sprint(change(kind.Change{User: u, Accept: []kind.Material{old}, Exclusive: true})), "created")
+	r.setUser(t, "app", "+set")
+	c := kind.Change{User: u, Accept: []kind.Material{fresh}, Exclusive: true, Align: true}
+	notes := fmt.Sprint(change(c))
+	require.Contains(t, notes, "given the rules")
+	seen := string(stop())
+	require.Contains(t, seen, hashOf(fresh.Secret))
+	for _, m := range []kind.Material{old, fresh} {
+		require.NotContains(t, seen, m.Secret)
 	}
 }

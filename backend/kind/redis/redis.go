@@ -12,6 +12,7 @@
 //	session.go     one connection to one node, and what its errors mean
 //	discover.go    which nodes there are
 //	preflight.go, probe.go, change.go, replication.go   the Target
+//	profile.go     what a user may do, read and written
 package redis
 
 import (
@@ -55,19 +56,25 @@ func (Kind) ConnectionType() string { return connection.TypeRedis }
 
 // Fields are the role fields that only some kinds have.
 func (Kind) Fields() []string {
-	return []string{"username", "strategy", "password_policy", "length"}
+	return []string{"username", "usernames", "strategy", "password_policy", "length", "close_connections"}
 }
 
 // Complete fills in strategy and length and refuses what Redis cannot do.
 func (Kind) Complete(spec *kind.Spec) error {
-	if !usernamePattern.MatchString(spec.Username) {
-		return fmt.Errorf("username is %q: a redis role needs the name of one ACL user, 1 to 128 letters, digits and _ . @ : -", spec.Username)
+	named := func(name string) string {
+		switch {
+		case !usernamePattern.MatchString(name):
+			return "a redis role needs the names of ACL users, 1 to 128 letters, digits and _ . @ : -"
+		case name == "default" && spec.Strategy == kind.Alternate:
+			// It can neither be created nor removed, and who sends a password without a
+			// name logs in as it: those clients cannot follow to another user.
+			return "clients that send no name log in as default, so it cannot take turns with another user: give two others, or rotate it with overlap"
+		}
+		return ""
 	}
-	if spec.Strategy == "" {
-		spec.Strategy = kind.Overlap
-	}
-	if spec.Strategy != kind.Overlap {
-		return fmt.Errorf("strategy is %q: redis roles rotate with \"overlap\", because a redis user can have two passwords at once", spec.Strategy)
+	err := spec.CompleteUsers("redis", kind.Overlap, named, kind.Overlap, kind.Swap, kind.Alternate)
+	if err != nil {
+		return err
 	}
 	if spec.Length == 0 {
 		spec.Length = defaultLength

@@ -27,11 +27,20 @@ func TestComplete(t *testing.T) {
 	require.NoError(t, Kind{}.Complete(&spec))
 	require.Equal(t, kind.Overlap, spec.Strategy)
 	require.Equal(t, 32, spec.Length)
+	for strategy, spec := range map[kind.Strategy]kind.Spec{
+		kind.Swap:      {Username: "default", Strategy: kind.Swap, CloseConnections: true},
+		kind.Alternate: {Usernames: []string{"app-a", "app-b"}},
+	} {
+		require.NoError(t, Kind{}.Complete(&spec))
+		require.Equal(t, strategy, spec.Strategy)
+	}
 
 	for field, spec := range map[string]kind.Spec{
 		"username":   {},
 		"username ":  {Username: `a"b`},
-		"strategy":   {Username: "app", Strategy: kind.Swap},
+		"strategy":   {Username: "app", Strategy: kind.KeyRing},
+		"usernames":  {Usernames: []string{"default", "app"}},
+		"usernames ": {Usernames: []string{"app", "a b"}},
 		"length":     {Username: "app", Length: 15},
 		"length ":    {Username: "app", Length: 513},
 		"username  ": {Username: strings.Repeat("a", 129)},

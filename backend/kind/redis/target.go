@@ -38,6 +38,8 @@ type work struct {
 	part  []bool // the users that this node holds
 	users []user
 	errs  []error
+
+	effects []effect // what was done beside passwords
 }
 
 // share gives every node its part of users.
@@ -47,6 +49,7 @@ func (f *fleet) share(users []kind.User) map[*node]*work {
 		w := &work{
 			node: n, part: make([]bool, len(users)),
 			users: make([]user, len(users)), errs: make([]error, len(users)),
+			effects: make([]effect, len(users)),
 		}
 		for i := range w.errs {
 			w.errs[i] = n.err
