@@ -55,6 +55,7 @@ func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outco
 		j.switchLinks(ctx)
 		j.refuseAfterLinks(ctx)
 	}
+	j.closeSessions(ctx)
 	for i := range outcomes {
 		outcomes[i].Nodes, outcomes[i].Notes = f.results(j.works, i), j.notes(i)
 	}
@@ -183,9 +184,15 @@ func (w *work) order(c kind.Change, u user, s step) (order, error) {
 // notes tell what became of change number i beside passwords.
 func (j *job) notes(i int) []string {
 	at := map[effect][]string{}
+	var open []error
+	closed := 0
 	for _, n := range j.nodes {
-		did := j.works[n].effects[i]
-		at[did] = append(at[did], n.name)
+		w := j.works[n]
+		at[w.effects[i]] = append(at[w.effects[i]], n.name)
+		closed += w.closed[i]
+		if w.unclosed[i] != nil {
+			open = append(open, w.unclosed[i])
+		}
 	}
 	var out []string
 	name := j.changes[i].Username
@@ -194,6 +201,12 @@ func (j *job) notes(i int) []string {
 	}
 	if nodes := at[aligned]; len(nodes) > 0 {
 		out = append(out, fmt.Sprintf("user %s was given the rules that it is to have at %s", name, strings.Join(nodes, ", ")))
+	}
+	if closed > 0 {
+		out = append(out, fmt.Sprintf("connections of user %s that were closed: %d", name, closed))
+	}
+	if len(open) > 0 { // one is enough to act on
+		out = append(out, fmt.Sprintf("connections of user %s may still be open at %d nodes: %s", name, len(open), open[0]))
 	}
 	return out
 }

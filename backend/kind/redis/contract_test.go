@@ -107,6 +107,7 @@ func (r *rig) harness(t *testing.T, username string) kindtest.Harness {
 		WrongAdmin:    Open(func(context.Context) (*connection.Entry, error) { return &wrong, nil }),
 		ChangeRequest: "SETUSER",
 		Settle:        r.settle,
+		Hold:          r.hold,
 	}
 	h.Admin, h.AdminTarget = r.secondAdmin(t), r.targetAs
 	if username == "" {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -321,7 +322,7 @@ func TestRuleThatIsNotTaken(t *testing.T) {
 	require.NotContains(t, fmt.Sprint(do(t, n, "ACL", "LIST")), "user app ")
 }
 
-// What makes users and aligns them sends no password.
+// What makes users, aligns them and closes their connections sends no password.
 func TestNoPlaintextOfUsersThatAreMade(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, servers.RedisReplicated(t, 1, servers.WithConfig("slowlog-log-slower-than 0", "slowlog-max-len 1024")))
@@ -338,10 +339,13 @@ func TestNoPlaintextOfUsersThatAreMade(t *testing.T) {
 		return out.Notes
 	}
 	require.Contains(t, fmt.Sprint(change(kind.Change{User: u, Accept: []kind.Material{old}, Exclusive: true})), "created")
+	alive := r.hold(t, old) // past the proxies
 	r.setUser(t, "app", "+set")
-	c := kind.Change{User: u, Accept: []kind.Material{fresh}, Exclusive: true, Align: true}
+	c := kind.Change{User: u, Accept: []kind.Material{fresh}, Exclusive: true, Align: true, CloseBefore: time.Now()}
 	notes := fmt.Sprint(change(c))
 	require.Contains(t, notes, "given the rules")
+	require.Contains(t, notes, "connections of user app that were closed: 1")
+	require.False(t, alive())
 	seen := string(stop())
 	require.Contains(t, seen, hashOf(fresh.Secret))
 	for _, m := range []kind.Material{old, fresh} {

@@ -13,6 +13,7 @@
 //	discover.go    which nodes there are
 //	preflight.go, probe.go, change.go, replication.go   the Target
 //	profile.go     what a user may do, read and written
+//	clients.go     who is logged in, and closing that
 package redis
 
 import (

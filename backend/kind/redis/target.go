@@ -39,7 +39,9 @@ type work struct {
 	users []user
 	errs  []error
 
-	effects []effect // what was done beside passwords
+	effects  []effect // what was done beside passwords
+	closed   []int    // how many sessions of each user were closed
+	unclosed []error  // why sessions of each user may be open yet
 }
 
 // share gives every node its part of users.
@@ -49,7 +51,7 @@ func (f *fleet) share(users []kind.User) map[*node]*work {
 		w := &work{
 			node: n, part: make([]bool, len(users)),
 			users: make([]user, len(users)), errs: make([]error, len(users)),
-			effects: make([]effect, len(users)),
+			effects: make([]effect, len(users)), closed: make([]int, len(users)), unclosed: make([]error, len(users)),
 		}
 		for i := range w.errs {
 			w.errs[i] = n.err
