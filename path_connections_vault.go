@@ -30,12 +30,12 @@ func vaultConnection() connectionType {
 			"secret_id": {
 				Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Of auth=approle. Never read back.",
 			},
-			"role":                  {Type: framework.TypeString, Description: "Of auth=kubernetes."},
+			"role":                  {Type: framework.TypeString, Description: "Of auth=kubernetes: the role to log in to. Of auth=approle: name of the AppRole, which rotate-root needs."},
 			"allowed_publish_paths": {Type: framework.TypeCommaStringSlice, Description: "Where roles may publish to: globs over <mount>/<path>; nowhere by default."},
 		}),
 		answer: withTLSAnswer(map[string]*framework.FieldSchema{
 			"address": stringField("URL."), "namespace": stringField("Namespace."), "auth": stringField("How to log in."),
-			"auth_mount": stringField("Where that is mounted."), "role_id": stringField("Of auth=approle."), "role": stringField("Of auth=kubernetes."),
+			"auth_mount": stringField("Where that is mounted."), "role_id": stringField("Of auth=approle."), "role": stringField("Of auth=kubernetes, or the name of the AppRole."),
 			"allowed_publish_paths": listField("Where roles may publish to."),
 		}),
 		help: `vault: a Vault whose secrets roles rotate, or that they publish to; it may be the one that the engine runs in.
@@ -57,7 +57,7 @@ type vaultLogin struct {
 
 var vaultLogins = map[string]vaultLogin{
 	connection.AuthToken:      {fields: []string{"token"}, secret: "token"},
-	connection.AuthAppRole:    {fields: []string{"role_id", "secret_id", "auth_mount"}, name: "role_id", secret: "secret_id"},
+	connection.AuthAppRole:    {fields: []string{"role_id", "secret_id", "auth_mount", "role"}, name: "role_id", secret: "secret_id"},
 	connection.AuthKubernetes: {fields: []string{"role", "token", "auth_mount"}, name: "role", secret: "token", optional: true},
 }
 
@@ -74,6 +74,11 @@ func applyVault(before, e *connection.Entry, d *framework.FieldData) error {
 		v.AuthMount = "" // the default of the new one
 	}
 	setString(d, "auth_mount", &v.AuthMount, "")
+	if v.Auth == connection.AuthAppRole {
+		setString(d, "role", &v.Role, "") // of auth=kubernetes it is part of the credential
+	} else {
+		v.Role = ""
+	}
 	setStrings(d, "allowed_publish_paths", &v.AllowedPublishPaths)
 	if err := setTLS(e, d); err != nil {
 		return err
@@ -142,7 +147,7 @@ func setVaultAdmin(before, e *connection.Entry, d *framework.FieldData) error {
 func describeVault(e *connection.Entry) map[string]any {
 	data := map[string]any{
 		"address": e.Vault.Address, "namespace": e.Vault.Namespace, "auth": e.Vault.Auth, "auth_mount": e.Vault.AuthMount,
-		"allowed_publish_paths": orEmpty(e.Vault.AllowedPublishPaths), "role_id": "", "role": "",
+		"allowed_publish_paths": orEmpty(e.Vault.AllowedPublishPaths), "role_id": "", "role": e.Vault.Role,
 	}
 	if name := vaultLogins[e.Vault.Auth].name; name != "" {
 		data[name] = e.Username()

@@ -46,6 +46,15 @@ func TestVaultConnection(t *testing.T) {
 	m.must("connections/other", map[string]any{"allowed_publish_paths": ""})
 	require.Empty(t, m.read("connections/other").data["allowed_publish_paths"])
 
+	// The name of the AppRole is no part of the credential.
+	m.must("connections/other", map[string]any{"role": "engine"})
+	data = m.read("connections/other").data
+	require.Equal(t, "engine", data["role"])
+	require.Equal(t, roleID, data["role_id"])
+	m.must("connections/other", map[string]any{"role": ""})
+	require.Empty(t, m.read("connections/other").data["role"])
+	m.must("connections/other", map[string]any{"role": "engine"})
+
 	stored, err := m.storage.Get(ctx, storage.Connection+"other")
 	require.NoError(t, err)
 	require.Contains(t, string(stored.Value), secretID, "it stands in what is seal-wrapped, and nowhere else")
@@ -64,12 +73,13 @@ func TestVaultConnection(t *testing.T) {
 		"another name":              {map[string]any{"tls_server_name": "stranger"}, "give secret_id in the same request"},
 		"another role_id":           {map[string]any{"role_id": "stranger"}, "give its secret_id in the same request"},
 		"another auth":              {map[string]any{"auth": "token"}, "token is missing"},
-		"a field of another auth":   {map[string]any{"role": "app"}, `field "role" is not for auth approle, which takes role_id, secret_id, auth_mount`},
+		"a field of another auth":   {map[string]any{"token": "app"}, `field "token" is not for auth approle, which takes role_id, secret_id, auth_mount, role`},
 		"a field of another type":   {map[string]any{"topology": "cluster"}, `field "topology" is not for a connection of type vault`},
 		"another type":              {map[string]any{"type": "redis"}, "the connection is one of type vault"},
 		"a file with a new line":    {map[string]any{"secret_id": "a-secret-id-with\n"}, "does not end with a new line"},
 		"a list":                    {map[string]any{"secret_id": []any{"listed-secret-1", "listed-secret-2"}}, "must be a string"},
 		"a wrong one":               {map[string]any{"secret_id": "wrong-secret-id"}, "invalid role or secret ID"},
+		"a role of no AppRole":      {map[string]any{"role": "a/b"}, "give the name of the AppRole"},
 		"a path of no mount":        {map[string]any{"allowed_publish_paths": "secret"}, "allowed_publish_paths"},
 		"http to somebody else":     {map[string]any{"address": "http://vault.example.com", "secret_id": "a-secret-id"}, "use https://"},
 		"the metadata service":      {map[string]any{"address": "https://169.254.169.254", "secret_id": "a-secret-id"}, "metadata service"},
@@ -96,6 +106,7 @@ func TestVaultConnection(t *testing.T) {
 	require.Equal(t, "token", data["auth"])
 	require.Empty(t, data["auth_mount"])
 	require.Empty(t, data["role_id"])
+	require.Empty(t, data["role"])
 	require.Equal(t, identity, data["identity"])
 	require.NoError(t, m.b.vaults.Do(ctx, "other", func(_ context.Context, c *api.Client) error {
 		require.Equal(t, periodic.Auth.ClientToken, c.Token())

@@ -20,6 +20,9 @@ type Vault struct {
 	Namespace string `json:"namespace,omitempty"`
 	Auth      string `json:"auth"`
 	AuthMount string `json:"auth_mount,omitempty"`
+	// Role is the name of the AppRole, which its role_id does not tell. Whoever
+	// rotates the secret-id needs it.
+	Role string `json:"role,omitempty"`
 	// AllowedPublishPaths are globs over <mount>/<path>.
 	AllowedPublishPaths []string `json:"allowed_publish_paths,omitempty"`
 }

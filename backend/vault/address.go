@@ -17,7 +17,9 @@ import (
 
 var (
 	mountRegexp = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}){0,7}$`)
-	authMounts  = map[string]string{connection.AuthToken: "", connection.AuthAppRole: "approle", connection.AuthKubernetes: "kubernetes"}
+	// roleRegexp is what AppRole takes for a name.
+	roleRegexp = regexp.MustCompile(`^\w(?:[\w.-]{0,254}\w)?$`)
+	authMounts = map[string]string{connection.AuthToken: "", connection.AuthAppRole: "approle", connection.AuthKubernetes: "kubernetes"}
 )
 
 // CheckMount refuses what is no path of a mount.
@@ -48,6 +50,9 @@ func ValidateConfig(v *connection.Vault, t connection.TLS) error {
 		if err := CheckMount("namespace", v.Namespace); err != nil {
 			return err
 		}
+	}
+	if v.Role != "" && (!roleRegexp.MatchString(v.Role) || strings.Contains(v.Role, "..")) {
+		return fmt.Errorf("role is %.80q; give the name of the AppRole, as in auth/%s/role/<name>", v.Role, v.AuthMount)
 	}
 	for _, p := range v.AllowedPublishPaths {
 		if _, err := path.Match(p, ""); err != nil || strings.HasPrefix(p, "/") || !strings.Contains(p, "/") {

@@ -123,7 +123,7 @@ func (s *session) isFor(e *connection.Entry) bool {
 
 // connect is v without what does not matter to a login.
 func connect(v connection.Vault) connection.Vault {
-	v.AllowedPublishPaths = nil
+	v.AllowedPublishPaths, v.Role = nil, ""
 	return v
 }
 
