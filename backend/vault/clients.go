@@ -5,6 +5,7 @@
 //	address.go   what a connection may lead to
 //	clients.go   Do: one call with a client that is logged in
 //	session.go   the login behind it
+//	login.go     As: a login of its own for one piece of work
 //	verify.go    what a connection is checked for when it is written
 //	errors.go    what an error means, in words that hold no secret
 package vault
@@ -13,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -40,6 +42,7 @@ type Clients struct {
 	work     sync.WaitGroup
 	renewing bool
 	said     map[string]string // the last warning about a connection
+	refused  map[attempt]refusedLogin
 }
 
 var errClosed = errors.New("closed")
@@ -47,7 +50,10 @@ var errClosed = errors.New("closed")
 // New returns clients that read a connection at each call, so that a change of
 // it counts at once.
 func New(entry func(ctx context.Context, name string) (*connection.Entry, error), logger hclog.Logger) *Clients {
-	c := &Clients{entry: entry, logger: logger, now: time.Now, sessions: map[string]*session{}, said: map[string]string{}}
+	c := &Clients{
+		entry: entry, logger: logger, now: time.Now,
+		sessions: map[string]*session{}, said: map[string]string{}, refused: map[attempt]refusedLogin{},
+	}
 	c.stop, c.end = context.WithCancelCause(context.Background())
 	return c
 }
@@ -235,6 +241,7 @@ func (c *Clients) forgetAllBut(entries []*connection.Entry) {
 			delete(c.said, name)
 		}
 	}
+	maps.DeleteFunc(c.refused, func(a attempt, _ refusedLogin) bool { return !there[a.connection] })
 }
 
 // Close ends all calls, and waits for them until ctx ends. Closing twice is

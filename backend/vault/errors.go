@@ -20,6 +20,18 @@ import (
 // Mismatch is what KV answers to a write whose cas is not the current version.
 const Mismatch = "check-and-set parameter did not match the current version"
 
+// Registered is what AppRole answers, with 500, where a secret-id is to be made
+// that it has already.
+const Registered = "SecretID is already registered"
+
+// Nonexistent is what AppRole answers about a role that it has not, with 404 or
+// 500.
+const Nonexistent = "does not exist"
+
+// Incomplete is what AppRole answers where it has found half a secret-id, and
+// removed it.
+const Incomplete = "invalid secret id"
+
 // upgrading is what KV answers, with 400, for a moment after it was mounted.
 const upgrading = "Upgrading from non-versioned to versioned"
 
@@ -32,9 +44,9 @@ var knownAnswers = []string{
 	"bad token",
 	"permission denied",
 	"Vault is sealed",
-	"invalid role or secret ID",
+	wrongLogin,
 	"invalid role ID",
-	"invalid secret id",
+	Incomplete,
 	"invalid role name",
 	"service account name not authorized",
 	"namespace not authorized",
@@ -48,6 +60,8 @@ var knownAnswers = []string{
 	"encryption key not found",
 	"local node not active but active cluster node not found",
 	"could not find connection",
+	Registered,
+	Nonexistent,
 	upgrading,
 }
 
