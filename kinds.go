@@ -10,6 +10,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/apikey"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/approle"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/databaseroot"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/encryptionkey"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/jwt"
@@ -18,17 +19,20 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/rabbitmq"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/redis"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/transit"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/vault"
 )
 
 // kindEntry is a kind and how its targets are reached: open where a server is
-// told of new material, keep where one makes and keeps it; kinds that need no
-// server have neither.
+// told of new material, keep where one makes and keeps it, root where that server
+// is the Vault that a connection itself logs in to; kinds that need no server have
+// none of them.
 type kindEntry struct {
 	kind.Kind
 	open func(entry func(context.Context) (*connection.Entry, error)) kind.Target
-	// ofAuth: it is for the admin credentials of vault connections that log in so.
-	ofAuth string
-	keep   func(keeper.Call) kind.Keeper
+	keep func(keeper.Call) kind.Keeper
+	root func(clients *vault.Clients, connection string) kind.Target
+	// hidden: the engine has roles of it, and users have none.
+	hidden bool
 }
 
 // kinds is the registry: a new kind is a folder and a line here.
@@ -42,6 +46,7 @@ func kinds() []kindEntry {
 		{Kind: rabbitmq.Kind{}, open: rabbitmq.Open},
 		{Kind: transit.Kind{}, keep: transit.Open},
 		{Kind: databaseroot.Kind{}, keep: databaseroot.Open},
+		{Kind: approle.Kind{}, root: approle.Open, hidden: true},
 	}
 }
 
@@ -60,10 +65,20 @@ func (b *backend) kind(name string) kind.Kind {
 	return nil
 }
 
+// offered is a kind that users may have roles of.
+func (b *backend) offered(name string) *kindEntry {
+	if e := b.entry(name); e != nil && !e.hidden {
+		return e
+	}
+	return nil
+}
+
 func (b *backend) kindNames() string {
-	names := make([]string, len(b.kinds))
-	for i, k := range b.kinds {
-		names[i] = k.Name()
+	var names []string
+	for _, k := range b.kinds {
+		if !k.hidden {
+			names = append(names, k.Name())
+		}
 	}
 	return strings.Join(names, ", ")
 }
@@ -71,7 +86,11 @@ func (b *backend) kindNames() string {
 // target returns the target behind a connection. The connection is read at
 // each call, so that a change of it counts at once.
 func (b *backend) target(kindName, name string) kind.Target {
-	return b.entry(kindName).open(func(ctx context.Context) (*connection.Entry, error) {
+	k := b.entry(kindName)
+	if k.root != nil {
+		return k.root(b.vaults, name)
+	}
+	return k.open(func(ctx context.Context) (*connection.Entry, error) {
 		return b.connections.Must(ctx, name)
 	})
 }

@@ -249,7 +249,7 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	r := &rotation.Role{Name: d.Get("name").(string)}
 	r.Kind, r.Connection = d.Get("kind").(string), d.Get("connection").(string)
 	r.Given.Username = d.Get("username").(string)
-	k := b.entry(r.Kind)
+	k := b.offered(r.Kind)
 	if k == nil {
 		return refuse("kind is %.64q; allowed are %s", r.Kind, b.kindNames())
 	}

@@ -53,7 +53,7 @@ func (b *backend) rotateAll(ctx context.Context, req *logical.Request, d *framew
 
 func (b *backend) rotateKind(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	k := d.Get("kind").(string)
-	if b.kind(k) == nil {
+	if b.offered(k) == nil {
 		return nil, notFound("kind %.64q is not known; allowed are %s", k, b.kindNames())
 	}
 	return b.rotateMany(ctx, req, d, k)
@@ -137,7 +137,7 @@ func (b *backend) mayBegin(ctx context.Context, r *rotation.Role, asked rotation
 // roleOf reads the role that a path names by kind and name.
 func (b *backend) roleOf(ctx context.Context, d *framework.FieldData) (*rotation.Role, error) {
 	k, name := d.Get("kind").(string), d.Get("name").(string)
-	if b.kind(k) == nil {
+	if b.offered(k) == nil {
 		return nil, notFound("kind %.64q is not known; allowed are %s", k, b.kindNames())
 	}
 	r, err := b.engine.Store().Role(ctx, name)

@@ -111,7 +111,8 @@ func (b *backend) rootOf(ctx context.Context, name string) (*version.Set, error)
 // rootKind is the kind that rotates what a connection logs in with.
 func (b *backend) rootKind(e *connection.Entry) (*kindEntry, error) {
 	for i, k := range b.kinds {
-		if k.ConnectionType() == e.Type && k.open != nil && (k.ofAuth == "" || e.Vault != nil && e.Vault.Auth == k.ofAuth) {
+		ofVault := k.root != nil && e.Vault != nil && e.Vault.Auth == connection.AuthAppRole
+		if k.ConnectionType() == e.Type && (k.open != nil || ofVault) {
 			return &b.kinds[i], nil
 		}
 	}

@@ -132,3 +132,20 @@ func TestVaultConnection(t *testing.T) {
 	}
 	require.Equal(t, http.StatusNoContent, m.delete("connections/other").code)
 }
+
+// The engine rotates its own secret-id as a role of a kind that users never see.
+func TestHiddenKind(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	require.NotNil(t, m.b.kind("approle"))
+	require.NotNil(t, m.b.target("approle", "self"))
+	for path, data := range map[string]map[string]any{
+		"roles/mine": {"kind": "approle"}, "rotate/approle": {}, "rotate/approle/mine": {},
+	} {
+		r := m.write(path, data)
+		require.GreaterOrEqual(t, r.code, 400, path)
+		require.Contains(t, r.message, "allowed are redis, ", path)
+		require.NotContains(t, r.message, "approle, ", path)
+		require.NotContains(t, r.message, ", approle", path)
+	}
+}
