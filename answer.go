@@ -149,7 +149,7 @@ func answer(req *logical.Request, h *rotation.Header, parts []rotation.Part) *lo
 			name := p.Label()
 			data[name] = strings.TrimPrefix(p.Line(), name+": ")
 		}
-		roles[p.Role] = partMap(p)
+		roles[p.Key()] = partMap(p)
 	}
 	data["roles"] = roles
 	if len(h.Running) > 0 {

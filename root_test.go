@@ -249,3 +249,46 @@ func TestRootSurvivesALostReply(t *testing.T) {
 	require.True(t, canLogIn(t, server, admin.Username, admin.Secret))
 	require.Equal(t, "completed", m.ended(id(m.must("reconcile/redis/app", nil)))["state"])
 }
+
+// TestRotateRootOfAppRole: the secret id of a connection to a Vault, under the same
+// machine.
+func TestRotateRootOfAppRole(t *testing.T) {
+	t.Parallel()
+	v := servers.NewVault(t, servers.VaultOptions{NoMount: true})
+	roleID, secretID, err := v.AppRole(t.Context(), "engine", `
+path "auth/approle/role/engine/custom-secret-id" { capabilities = ["create", "update"] }
+path "auth/approle/role/engine/secret-id/lookup" { capabilities = ["create", "update"] }
+path "auth/approle/role/engine/secret-id/destroy" { capabilities = ["create", "update"] }
+path "auth/approle/role/engine" { capabilities = ["read"] }
+path "auth/approle/role/engine/role-id" { capabilities = ["read"] }`, "1h")
+	require.NoError(t, err)
+	m := newMount(t)
+	connect := map[string]any{
+		"type": "vault", "address": v.Address, "auth": "approle", "role_id": roleID, "secret_id": secretID,
+	}
+	m.must("connections/other", connect)
+	r := m.write("rotate-root/other", nil)
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "role", "which AppRole it is nobody has said")
+	m.must("connections/other", map[string]any{"role": "engine"})
+	for range 2 {
+		require.Equal(t, "completed", m.ended(id(m.must("rotate-root/other", nil)))["state"])
+	}
+	now := m.adminOf("other")
+	require.NotEqual(t, secretID, now.Secret)
+	for secret, accepted := range map[string]bool{secretID: false, now.Secret: true} {
+		answer, err := v.Client().Logical().WriteWithContext(t.Context(), "auth/approle/role/engine/secret-id/lookup", map[string]any{"secret_id": secret})
+		require.NoError(t, err)
+		require.Equal(t, accepted, answer != nil)
+	}
+	r = m.write("connections/other", connect)
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "force=true")
+	m.must("connections/other", map[string]any{"verify_connection": true})
+
+	m.must("connections/token", map[string]any{"type": "vault", "address": v.Address, "auth": "token", "token": v.Client().Token()})
+	r = m.write("rotate-root/token", nil)
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "auth=token")
+	require.Equal(t, http.StatusBadRequest, m.write("roles/mine", map[string]any{"kind": "approle"}).code)
+}

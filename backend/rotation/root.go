@@ -40,6 +40,14 @@ func Label(kindName, name string) string {
 // Label is that of the role, for answers.
 func (p Part) Label() string { return Label(p.Kind, p.Role) }
 
+// Key is what the role is called where its kind is not.
+func (p Part) Key() string {
+	if isRoot(p.Role) {
+		return p.Label()
+	}
+	return p.Role
+}
+
 // OwnerLabel names a role in a sentence.
 func OwnerLabel(name string) string {
 	if isRoot(name) {

@@ -67,11 +67,18 @@ func (t target) Probe(ctx context.Context, questions []kind.Question) []kind.Ans
 	out := make([]kind.Answer, len(questions))
 	err := t.visit(ctx, func(ctx context.Context, v visit) {
 		for i, q := range questions {
-			out[i].Nodes = []kind.NodeAnswer{v.probe(ctx, q)}
+			answer := v.probe(ctx, q)
+			if kind.IsDefinite(answer.Err) { // it is about the whole: there is one node
+				out[i].Err = answer.Err
+				continue
+			}
+			out[i].Nodes = []kind.NodeAnswer{answer}
 		}
 	})
 	for i := range out {
-		out[i].Err = err
+		if err != nil {
+			out[i].Err = err
+		}
 	}
 	return out
 }

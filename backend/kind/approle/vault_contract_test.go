@@ -278,8 +278,8 @@ func preflightNames(t *testing.T, r *rig) {
 	require.Contains(t, r.preflight(t).Problems[0], `path "auth/approle/role/nobody/custom-secret-id" { capabilities = ["update"] }`)
 	require.NoError(t, r.Client().Sys().PutPolicyWithContext(t.Context(), r.name, strings.ReplaceAll(policy, "role/harmonyflow", "role/nobody")))
 	require.Contains(t, r.preflight(t).Problems[0], "there is no AppRole at auth/approle/role/nobody")
-	a := r.probe(t, r.first)
-	require.True(t, kind.IsDefinite(a.Err), "%v", a.Err)
+	answer := r.target.Probe(limited(t), []kind.Question{{User: r.user(), Materials: []kind.Material{r.material(r.first)}}})[0]
+	require.True(t, kind.IsDefinite(answer.Err), "%v", answer.Err)
 
 	r.entry.Vault.Auth = connection.AuthToken
 	f = r.preflight(t)
