@@ -60,6 +60,7 @@ type user struct {
 	Hash      string `json:"password_hash"`
 	Algorithm string `json:"hashing_algorithm"`
 	Tags      tags   `json:"tags"`
+	Limits    limits `json:"limits"`
 
 	exists bool
 }

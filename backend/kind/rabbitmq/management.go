@@ -200,29 +200,31 @@ func (m *management) user(ctx context.Context, name string) (user, error) {
 	return u, nil
 }
 
-// vhosts are those in which a user has any permission.
-func (m *management) vhosts(ctx context.Context, name string) ([]string, error) {
-	var permissions []struct{ VHost string }
-	err := m.get(ctx, "users/"+url.PathEscape(name)+"/permissions", &permissions)
-	if notFound(err) {
-		return nil, nil
-	}
-	if err != nil {
+// permissions are those of a user, none where there is no such user.
+func (m *management) permissions(ctx context.Context, name string) ([]permission, error) {
+	var out []permission
+	err := m.get(ctx, "users/"+url.PathEscape(name)+"/permissions", &out)
+	if err != nil && !notFound(err) {
 		return nil, m.explain(err, "list the permissions of user "+name, m.login.Username)
 	}
-	out := make([]string, len(permissions))
-	for i, p := range permissions {
-		out[i] = p.VHost
-	}
-	slices.Sort(out)
 	return out, nil
 }
 
-// put gives a user another password hash; "" for no password at all. The tags
-// are what it has already: a request without them is refused, and one without a
-// hash would take the password away.
+// topics are the topic permissions of a user, none where there is no such user.
+func (m *management) topics(ctx context.Context, name string) ([]topic, error) {
+	var out []topic
+	err := m.get(ctx, "users/"+url.PathEscape(name)+"/topic-permissions", &out)
+	if err != nil && !notFound(err) {
+		return nil, m.explain(err, "list the topic permissions of user "+name, m.login.Username)
+	}
+	return out, nil
+}
+
+// put gives a user another password hash, "" for no password at all, and tags:
+// a request without them is refused, and one without a hash would take the
+// password away. It creates a user that does not exist.
 func (m *management) put(ctx context.Context, u user, algorithm, hash string) error {
-	body := map[string]string{"password_hash": hash, "hashing_algorithm": algorithm, "tags": strings.Join(u.Tags, ",")}
+	body := map[string]any{"password_hash": hash, "hashing_algorithm": algorithm, "tags": u.Tags.sent()}
 	err := m.do(ctx, m.login, http.MethodPut, "users/"+url.PathEscape(u.Name), body, nil)
 	if err != nil {
 		return m.explain(err, "change user "+u.Name, m.login.Username)
@@ -245,6 +247,15 @@ func (t *tags) UnmarshalJSON(data []byte) error {
 	}
 	*t = strings.FieldsFunc(joined, func(r rune) bool { return r == ',' || r == ' ' })
 	return nil
+}
+
+// sent is how tags are sent: joined, which every version understands, unless that
+// would make two of one.
+func (t tags) sent() any {
+	if slices.ContainsFunc(t, func(tag string) bool { return strings.ContainsRune(tag, ',') }) {
+		return []string(t)
+	}
+	return strings.Join(t, ",")
 }
 
 // manages reports whether the tags let a user log in to the management API.

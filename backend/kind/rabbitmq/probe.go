@@ -54,9 +54,9 @@ func (t *target) Probe(ctx context.Context, questions []kind.Question) []kind.An
 // to log in.
 type subject struct {
 	user
-	vhosts []string // of the connection, or else those that the user may use
-	mayUse []string
-	err    error
+	permissions []permission
+	vhosts      []string
+	err         error
 }
 
 func (c *cluster) study(ctx context.Context, u kind.User) subject {
@@ -65,13 +65,18 @@ func (c *cluster) study(ctx context.Context, u kind.User) subject {
 		s.Name = u.Username
 		return s
 	}
-	if s.mayUse, s.err = c.management.vhosts(ctx, u.Username); s.err != nil {
-		return s
-	}
-	if s.vhosts = c.entry.RabbitMQ.VHosts; len(s.vhosts) == 0 {
-		s.vhosts = s.mayUse
-	}
+	s.permissions, s.err = c.management.permissions(ctx, u.Username)
+	s.vhosts = c.vhostsOf(u, rights{permissions: s.permissions}.vhosts())
 	return s
+}
+
+// vhostsOf are those that u has to get into: those of the connection, or else those
+// that it may use. The engine's own user needs none.
+func (c *cluster) vhostsOf(u kind.User, mayUse []string) []string {
+	if len(c.entry.RabbitMQ.VHosts) > 0 && !u.Admin {
+		return c.entry.RabbitMQ.VHosts
+	}
+	return mayUse
 }
 
 // somewhere is the vhost to try a password with where none has to be opened:
@@ -115,8 +120,8 @@ func (c *cluster) ask(ctx context.Context, n *node, s *subject, q kind.Question)
 	switch {
 	case open:
 		a.Extra, a.Problem = -1, acceptsAnything(s.Name, n.name)
-	case !s.exists:
-		a.Problem = errNobody(s.Name)
+	case !s.there():
+		a.Problem = s.absent(s.Name)
 	case s.next() == "":
 		a.Problem = s.strange()
 	}

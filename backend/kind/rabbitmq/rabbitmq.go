@@ -2,18 +2,19 @@
 //
 // A user has one password, kept as a salted hash in a database that all brokers
 // of a cluster share. Everything here follows from that: the new password takes
-// the place of the old one at once (swap), a change is one request to the
-// management API of any broker and carries the hash alone, and the proof is a
-// login over AMQP at every broker, because a cluster that has come apart still
-// answers for the whole of it.
+// the place of the old one at once (swap), or two users take turns (alternate); a
+// change is a request to the management API of any broker and carries the hash
+// alone; and the proof is a login over AMQP at every broker, because a cluster
+// that has come apart still answers for the whole of it.
 //
 //	rabbitmq.go    the kind: fields, generation
 //	hash.go        password hashes
+//	rights.go      what a user may do, as the lines of its profile
 //	management.go  requests to the management API, and what its answers mean
 //	amqp.go        logins over AMQP 0-9-1
 //	cluster.go     which brokers there are
 //	verify.go      what a connection is checked for when it is written
-//	preflight.go, probe.go, change.go   the Target
+//	preflight.go, probe.go, change.go, create.go   the Target
 package rabbitmq
 
 import (
@@ -58,19 +59,16 @@ func (Kind) ConnectionType() string { return connection.TypeRabbitMQ }
 
 // Fields are the role fields that only some kinds have.
 func (Kind) Fields() []string {
-	return []string{"username", "strategy", "password_policy", "length"}
+	return []string{"username", "usernames", "strategy", "password_policy", "length"}
 }
 
 // Complete fills in strategy and length and refuses what RabbitMQ cannot do.
 func (Kind) Complete(spec *kind.Spec) error {
-	if !usernamePattern.MatchString(spec.Username) || onlyDots.MatchString(spec.Username) {
-		return fmt.Errorf("username is %q: a rabbitmq role needs the name of one user, 1 to 128 letters, digits and _ . @ : = / + -", spec.Username)
+	if spec.Strategy == kind.Overlap {
+		return fmt.Errorf("strategy is %q: a rabbitmq user has one password, so rabbitmq roles rotate with \"swap\", or with \"alternate\" and two users", spec.Strategy)
 	}
-	if spec.Strategy == "" {
-		spec.Strategy = kind.Swap
-	}
-	if spec.Strategy != kind.Swap {
-		return fmt.Errorf("strategy is %q: rabbitmq roles rotate with \"swap\", because a rabbitmq user has one password", spec.Strategy)
+	if err := spec.CompleteUsers("rabbitmq", kind.Swap, misnamed, kind.Swap, kind.Alternate); err != nil {
+		return err
 	}
 	if spec.Length == 0 {
 		spec.Length = defaultLength
@@ -79,6 +77,14 @@ func (Kind) Complete(spec *kind.Spec) error {
 		return fmt.Errorf("length is %d: a rabbitmq password has %d to %d characters", spec.Length, minLength, maxLength)
 	}
 	return nil
+}
+
+// misnamed says why name cannot be that of a user, "" where it can.
+func misnamed(name string) string {
+	if usernamePattern.MatchString(name) && !onlyDots.MatchString(name) {
+		return ""
+	}
+	return "a rabbitmq role needs the name of a user, 1 to 128 letters, digits and _ . @ : = / + -"
 }
 
 // CheckInitial refuses a password that could not be verified or served

@@ -42,10 +42,22 @@ func TestComplete(t *testing.T) {
 		"username  ":  {Username: strings.Repeat("a", 129)},
 		"username   ": {Username: ".."},
 		"strategy":    {Username: "app", Strategy: kind.Overlap},
+		"strategy ":   {Username: "app", Strategy: kind.KeyRing},
 		"length":      {Username: "app", Length: 15},
 		"length ":     {Username: "app", Length: 513},
+		"usernames":   {Usernames: []string{"app", "a\"b"}},
+		"usernames ":  {Usernames: []string{"..", "app"}},
 	} {
 		require.ErrorContains(t, Kind{}.Complete(&spec), strings.TrimSpace(field)+" is")
+	}
+
+	pair := kind.Spec{Usernames: []string{"app-a", "app-b"}}
+	require.NoError(t, Kind{}.Complete(&pair))
+	require.Equal(t, kind.Alternate, pair.Strategy)
+	one := kind.Spec{Usernames: []string{"app"}}
+	require.ErrorContains(t, Kind{}.Complete(&one), "two different users")
+	for _, field := range []string{"usernames"} {
+		require.Contains(t, Kind{}.Fields(), field)
 	}
 }
 
@@ -162,7 +174,6 @@ func TestPlan(t *testing.T) {
 		change kind.Change
 		user   user
 	}{
-		"nobody":         {kind.Change{Accept: one}, user{}},
 		"two at once":    {kind.Change{Accept: append(one, two...)}, u},
 		"empty":          {kind.Change{Accept: []kind.Material{{}}}, u},
 		"unknown hashes": {kind.Change{Accept: one}, user{exists: true, Algorithm: "my_own_hashing"}},
@@ -210,8 +221,9 @@ func healthy() *fake {
 		"GET overview":     `{"node":"rabbit@a","rabbitmq_version":"9.9","listeners":[{"node":"rabbit@a","protocol":"amqp","port":1}]}`,
 		"GET cluster-name": `{"name":"c"}`,
 		"GET global-parameters/internal_cluster_id": `{"value":"rabbitmq-cluster-id-x"}`,
-		"GET users/u":             `{"name":"u","password_hash":"","hashing_algorithm":"rabbit_password_hashing_sha256","tags":[]}`,
-		"GET users/u/permissions": `[{"vhost":"/"}]`,
+		"GET users/u":                   `{"name":"u","password_hash":"","hashing_algorithm":"rabbit_password_hashing_sha256","tags":[]}`,
+		"GET users/u/permissions":       `[{"vhost":"/"}]`,
+		"GET users/u/topic-permissions": `[]`,
 	}}
 }
 
