@@ -39,6 +39,7 @@ func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outco
 	for i, err := range errs {
 		outcomes[i].Nodes = c.outcome(err)
 	}
+	c.closeSessions(ctx, changes, outcomes, errs)
 	return outcomes
 }
 

@@ -44,6 +44,7 @@ type cluster struct {
 	members  []string
 	nodes    []*node
 	split    []string // members that have lost sight of others
+	down     []string // members that do not run
 	hanging  bool     // a member does not answer the others, and they wait for it
 	apiErrs  []error  // of management URLs that did not answer
 	cancel   context.CancelFunc
@@ -189,6 +190,9 @@ func (c *cluster) learn(ctx context.Context, known []string) error {
 		c.members = append(c.members, m.Name)
 		if len(m.Partitions) > 0 {
 			c.split = append(c.split, m.Name)
+		}
+		if !m.Running {
+			c.down = append(c.down, m.Name)
 		}
 	}
 	if c.id, _ = id.Value.(string); c.id == "" {

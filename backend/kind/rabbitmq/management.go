@@ -108,6 +108,9 @@ func (m *management) do(ctx context.Context, login kind.Material, method, path s
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	if method == http.MethodDelete {
+		req.Header.Set("X-Reason", closeReason) // read where a connection is closed
+	}
 	resp, err := m.client.Do(req)
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@
 //	amqp.go        logins over AMQP 0-9-1
 //	cluster.go     which brokers there are
 //	verify.go      what a connection is checked for when it is written
-//	preflight.go, probe.go, change.go, create.go   the Target
+//	preflight.go, probe.go, change.go, create.go, sessions.go   the Target
 package rabbitmq
 
 import (
@@ -59,7 +59,7 @@ func (Kind) ConnectionType() string { return connection.TypeRabbitMQ }
 
 // Fields are the role fields that only some kinds have.
 func (Kind) Fields() []string {
-	return []string{"username", "usernames", "strategy", "password_policy", "length"}
+	return []string{"username", "usernames", "strategy", "password_policy", "length", "close_connections"}
 }
 
 // Complete fills in strategy and length and refuses what RabbitMQ cannot do.

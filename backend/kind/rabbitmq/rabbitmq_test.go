@@ -51,12 +51,12 @@ func TestComplete(t *testing.T) {
 		require.ErrorContains(t, Kind{}.Complete(&spec), strings.TrimSpace(field)+" is")
 	}
 
-	pair := kind.Spec{Usernames: []string{"app-a", "app-b"}}
+	pair := kind.Spec{Usernames: []string{"app-a", "app-b"}, CloseConnections: true}
 	require.NoError(t, Kind{}.Complete(&pair))
 	require.Equal(t, kind.Alternate, pair.Strategy)
 	one := kind.Spec{Usernames: []string{"app"}}
 	require.ErrorContains(t, Kind{}.Complete(&one), "two different users")
-	for _, field := range []string{"usernames"} {
+	for _, field := range []string{"usernames", "close_connections"} {
 		require.Contains(t, Kind{}.Fields(), field)
 	}
 }
@@ -199,12 +199,16 @@ type fake struct {
 	answers map[string]string // by method and path
 	status  map[string]int
 	puts    atomic.Int32
+	ends    atomic.Int32 // DELETE
 }
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	what := r.Method + " " + strings.TrimPrefix(r.URL.EscapedPath(), "/api/")
 	if r.Method == http.MethodPut {
 		f.puts.Add(1)
+	}
+	if r.Method == http.MethodDelete {
+		f.ends.Add(1)
 	}
 	w.Header().Set("Location", "http://127.0.0.1:1/api/whoami")
 	if status := f.status[what]; status != 0 {
