@@ -439,7 +439,10 @@ func oneHangs(t *testing.T, r *rig) {
 	}
 	capture := r.http.Capture()
 	fresh := kind.Change{User: u, Accept: []kind.Material{{Secret: "new"}}, Exclusive: true}
-	out := r.target().Change(patient(), []kind.Change{fresh})[0]
+	created := kind.Change{User: kind.User{Username: "to-be-created", Profile: []string{`tag "x"`}}, Accept: fresh.Accept}
+	outs := r.target().Change(patient(), []kind.Change{fresh, created})
+	out := outs[0]
+	sessions := r.target().(kind.Observer).Sessions(patient(), []kind.SessionsQuestion{{User: u, Before: time.Now()}})[0]
 	stranger := r.target().Probe(patient(), []kind.Question{{User: kind.User{Username: u.Username}}})[0]
 	both := kind.Question{User: u, Materials: []kind.Material{{Secret: "old"}, {Secret: "new"}}}
 	answers = r.target().Probe(patient(), []kind.Question{both})
@@ -454,6 +457,12 @@ func oneHangs(t *testing.T, r *rig) {
 		require.False(t, kind.IsDefinite(n.Err), "%v", n.Err)
 	}
 	require.NotContains(t, sent, "PUT ")
+	require.NotEmpty(t, outs[1].Nodes)
+	for _, n := range outs[1].Nodes {
+		require.Error(t, n.Err)
+		require.False(t, kind.IsDefinite(n.Err), "%v", n.Err)
+	}
+	require.ErrorContains(t, sessions.Err, "hangs")
 	require.True(t, kind.IsUnreachable(stranger.Err), "whose nodes nobody remembers: %v", stranger.Err)
 	require.NoError(t, answers[0].Err)
 	require.NoError(t, finding.Err)

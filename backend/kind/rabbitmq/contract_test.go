@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
@@ -52,14 +54,18 @@ func TestBroker(t *testing.T) {
 		"many users":                              manyUsers,
 		"a login that is cut off is no refusal":   cutLoginIsNoRefusal,
 		"a change that cannot be read back waits": changeThatIsNotKept,
+		"a creation that is cut off is finished":  creationIsFinished,
+		"two users, with names that need care":    twoUsers,
+		"an admin is changed last":                adminIsChangedLast,
 	} {
 		t.Run(name, func(t *testing.T) { run(t, newRig(t, n)) })
 	}
 	t.Run("TLS", func(t *testing.T) { trust(t, n, ca) })
+	t.Run("contract", func(t *testing.T) { kindtest.Run(t, newRig(t, n).harness(t)) })
 	t.Run("cluster", func(t *testing.T) {
 		second := servers.RabbitMQ(t, servers.WithRabbitMQCluster(n))
 		t.Run("one of them hangs", func(t *testing.T) { oneHangs(t, newRig(t, n, second)) })
-		t.Run("contract", func(t *testing.T) { kindtest.Run(t, newRig(t, n, second).harness()) })
+		t.Run("contract", func(t *testing.T) { kindtest.Run(t, newRig(t, n, second).harness(t)) })
 	})
 }
 
@@ -121,7 +127,7 @@ func open(e *connection.Entry) kind.Target {
 
 func (r *rig) target() kind.Target { return open(r.entry) }
 
-func (r *rig) harness() kindtest.Harness {
+func (r *rig) harness(t *testing.T) kindtest.Harness {
 	wrong := *r.entry
 	wrong.Admin = connection.NewAdmin(kind.Material{Username: servers.RabbitMQAdmin, Secret: "not-the-password"})
 	h := kindtest.Harness{
@@ -136,11 +142,61 @@ func (r *rig) harness() kindtest.Harness {
 		Settle:        r.settle,
 		Single:        true,
 		Together:      true,
+		Grant:         r.grant,
+		Drop:          r.drop,
+		Hold:          r.hold,
+		Admin:         kind.Material{Username: "second-admin", Secret: "password-of-the-second-admin"},
+		AdminTarget:   r.adminTarget,
 	}
+	require.NoError(t, r.n.SetUser(t.Context(), h.Admin.Username, h.Admin.Secret, tagAdmin))
 	for _, n := range r.nodes {
 		h.Nodes = append(h.Nodes, memberNode{n})
 	}
 	return h
+}
+
+// grant gives a user one more of everything, with names and patterns that need care.
+func (r *rig) grant(t testing.TB, name string) {
+	const vhost = `granted/a "b", c`
+	ctx, escaped := context.Background(), url.PathEscape(name)
+	var u user
+	require.NoError(t, r.n.Do(ctx, http.MethodGet, "users/"+escaped, nil, &u))
+	for path, body := range map[string]any{
+		"vhosts/" + url.PathEscape(vhost):          map[string]string{},
+		"users/" + escaped:                         map[string]any{"password_hash": u.Hash, "hashing_algorithm": u.Algorithm, "tags": append(u.Tags, "granted, too")},
+		"user-limits/" + escaped + "/max-channels": map[string]int{"value": 77},
+		"topic-permissions/%2F/" + escaped:         map[string]string{"exchange": "amq.topic", "write": "^a, b", "read": "\\.c$"},
+	} {
+		require.NoError(t, r.n.Do(ctx, http.MethodPut, path, body, nil))
+	}
+	require.NoError(t, r.n.Do(ctx, http.MethodPut, "permissions/"+url.PathEscape(vhost)+"/"+escaped,
+		map[string]string{"configure": "", "write": `^"x", y`, "read": ".*"}, nil))
+}
+
+func (r *rig) drop(t testing.TB, name string) {
+	require.NoError(t, r.n.Do(context.Background(), http.MethodDelete, "users/"+url.PathEscape(name), nil, nil))
+}
+
+// hold opens a connection to the last broker.
+func (r *rig) hold(t testing.TB, m kind.Material) func() bool {
+	properties := amqp.NewConnectionProperties()
+	properties.SetClientConnectionName("held")
+	at := r.nodes[len(r.nodes)-1].Addr
+	c, err := amqp.DialConfig("amqp://"+at, amqp.Config{
+		SASL: []amqp.Authentication{&amqp.PlainAuth{Username: m.Username, Password: m.Secret}}, Vhost: "/", Properties: properties,
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	return func() bool { return !c.IsClosed() }
+}
+
+func (r *rig) adminTarget(candidates ...kind.Material) kind.Target {
+	e := *r.entry
+	e.Admin = connection.NewAdmin(candidates[0])
+	for _, m := range candidates[1:] {
+		e.Admin.Add(m, "", time.Time{})
+	}
+	return open(&e)
 }
 
 // memberNode is a broker that waits for its peers when it is started.
