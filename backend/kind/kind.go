@@ -194,6 +194,9 @@ type User struct {
 	// Admin: it is the user that the engine itself logs in as, which every role but
 	// the connection's own must not be.
 	Admin bool
+	// Dated: every new password of the user has an end (Material.Expires), so that
+	// one that is past is no reason against another.
+	Dated bool
 	// Self, when set, are the credentials that the user may have now. It changes
 	// its own password then, logged in with the one that is accepted, and the
 	// connection's admin only looks.
