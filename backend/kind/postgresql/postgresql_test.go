@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -24,20 +25,32 @@ type source struct {
 func (s source) FromPolicy(context.Context, string) (string, error) { return s.policy, nil }
 
 func TestComplete(t *testing.T) {
+	pair := []string{"a", "b"}
 	for name, c := range map[string]struct {
 		spec kind.Spec
 		says string
 	}{
-		"defaults":       {kind.Spec{Username: "app"}, ""},
-		"no username":    {kind.Spec{}, "username"},
-		"long username":  {kind.Spec{Username: strings.Repeat("ü", 32)}, "username"},
-		"new line":       {kind.Spec{Username: "a\nb"}, "username"},
-		"not UTF-8":      {kind.Spec{Username: "a\xffb"}, "username"},
-		"NUL":            {kind.Spec{Username: "a\x00b"}, "username"},
-		"overlap":        {kind.Spec{Username: "app", Strategy: kind.Overlap}, "strategy"},
-		"alternate":      {kind.Spec{Username: "app", Strategy: "alternate"}, "strategy"},
-		"short password": {kind.Spec{Username: "app", Length: 8}, "length"},
-		"long password":  {kind.Spec{Username: "app", Length: 1000}, "length"},
+		"defaults":               {kind.Spec{Username: "app"}, ""},
+		"no username":            {kind.Spec{}, "username"},
+		"long username":          {kind.Spec{Username: strings.Repeat("ü", 32)}, "username"},
+		"new line":               {kind.Spec{Username: "a\nb"}, "username"},
+		"not UTF-8":              {kind.Spec{Username: "a\xffb"}, "username"},
+		"NUL":                    {kind.Spec{Username: "a\x00b"}, "username"},
+		"overlap":                {kind.Spec{Username: "app", Strategy: kind.Overlap}, "swap or alternate"},
+		"two users":              {kind.Spec{Usernames: pair}, ""},
+		"two users, and one":     {kind.Spec{Usernames: pair, Username: "app"}, "no username"},
+		"two users, swapped":     {kind.Spec{Usernames: pair, Strategy: kind.Swap}, "usernames"},
+		"one of two":             {kind.Spec{Usernames: pair[:1]}, "two different users"},
+		"one that has no name":   {kind.Spec{Usernames: []string{"a", "b\n"}}, "usernames"},
+		"alternate with one":     {kind.Spec{Username: "app", Strategy: kind.Alternate}, "usernames"},
+		"short password":         {kind.Spec{Username: "app", Length: 8}, "length"},
+		"long password":          {kind.Spec{Username: "app", Length: 1000}, "length"},
+		"an end":                 {kind.Spec{Username: "app", ValidFor: time.Hour}, ""},
+		"an end that is near":    {kind.Spec{Username: "app", ValidFor: time.Minute}, "valid_until"},
+		"an end before now":      {kind.Spec{Username: "app", ValidFor: -time.Hour}, "valid_until"},
+		"itself":                 {kind.Spec{Username: "app", SelfRotation: true}, ""},
+		"itself, with an end":    {kind.Spec{Username: "app", SelfRotation: true, ValidFor: time.Hour}, "VALID UNTIL"},
+		"itself, with two users": {kind.Spec{Usernames: pair, SelfRotation: true}, "allow_self_rotation"},
 	} {
 		err := Kind{}.Complete(&c.spec)
 		if c.says != "" {
@@ -45,7 +58,8 @@ func TestComplete(t *testing.T) {
 			continue
 		}
 		require.NoError(t, err, name)
-		require.Equal(t, kind.Swap, c.spec.Strategy)
+		require.Equal(t, len(c.spec.Usernames) == 2, c.spec.Strategy == kind.Alternate)
+		require.Equal(t, len(c.spec.Usernames) == 0, c.spec.Strategy == kind.Swap)
 		require.Equal(t, defaultLength, c.spec.Length)
 	}
 }
@@ -76,6 +90,13 @@ func TestPasswordsThatEveryClientSendsAlike(t *testing.T) {
 	require.Len(t, m.Secret, 40)
 	require.Equal(t, "app", m.Username)
 	require.True(t, agreed(m.Secret))
+	require.Zero(t, m.Expires)
+	for _, policy := range []string{"", "p"} {
+		spec := kind.Spec{Role: "r", Username: "app", ValidFor: time.Hour, PasswordPolicy: policy}
+		m, err = Kind{}.Generate(t.Context(), spec, source{rand.Reader, "by-the-policy"})
+		require.NoError(t, err)
+		require.WithinDuration(t, time.Now().Add(time.Hour), m.Expires, 10*time.Second)
+	}
 	_, err = Kind{}.Generate(t.Context(), kind.Spec{Role: "r"}, source{Reader: iotest.ErrReader(io.EOF)})
 	require.Error(t, err)
 }
