@@ -11,6 +11,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/kindtest"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -37,7 +38,13 @@ type rig struct {
 // newRig makes a connection whose admin is no superuser, as it should be.
 func newRig(t testing.TB, nodes []*servers.PostgresNode) *rig {
 	t.Helper()
-	require.NoError(t, nodes[0].Exec(t.Context(), "CREATE ROLE rotator LOGIN CREATEROLE PASSWORD 'rotator-secret'"))
+	require.NoError(t, nodes[0].Exec(t.Context(),
+		"CREATE ROLE rotator LOGIN CREATEROLE PASSWORD 'rotator-secret'",
+		"GRANT pg_read_all_stats, pg_signal_backend TO rotator",
+		"GRANT SELECT (rolname, rolpassword) ON pg_authid TO rotator",
+		"CREATE ROLE rotator2 LOGIN CREATEROLE PASSWORD 'rotator2-secret'",
+		`CREATE ROLE "Group ""x"" é"`,
+	))
 	require.NoError(t, servers.WaitPostgresReplicating(t.Context(), nodes))
 	r := &rig{nodes: nodes}
 	hosts := ""
@@ -78,6 +85,11 @@ func (r *rig) harness() kindtest.Harness {
 		Capture:       r.capture,
 		Settle:        r.settle,
 		Single:        true,
+		Grant:         r.grant,
+		Drop:          r.drop,
+		Hold:          r.hold,
+		Admin:         material("rotator2", "rotator2-secret"),
+		AdminTarget:   r.adminTarget,
 	}
 	for _, n := range r.nodes {
 		h.Nodes = append(h.Nodes, n)
@@ -103,6 +115,43 @@ func (r *rig) newUser(t testing.TB, name string, accepted ...kind.Material) {
 	}
 	require.NoError(t, r.nodes[0].Exec(context.Background(), "ALTER ROLE "+role+" PASSWORD "+password))
 	r.settle(t)
+}
+
+// grant gives one of each that users can be created with.
+func (r *rig) grant(t testing.TB, name string) {
+	t.Helper()
+	role := pgx.Identifier{name}.Sanitize()
+	require.NoError(t, r.nodes[0].Exec(context.Background(),
+		"ALTER ROLE "+role+" CREATEDB CONNECTION LIMIT 9",
+		`GRANT "Group ""x"" é" TO `+role+" WITH ADMIN OPTION",
+		"ALTER ROLE "+role+` SET search_path TO public, "Sch ""ema, é"`,
+		"ALTER ROLE "+role+" IN DATABASE postgres SET work_mem TO '5MB'",
+	))
+	r.settle(t)
+}
+
+func (r *rig) drop(t testing.TB, name string) {
+	t.Helper()
+	require.NoError(t, r.nodes[0].Exec(context.Background(), "DROP ROLE "+pgx.Identifier{name}.Sanitize()))
+	r.settle(t)
+}
+
+// hold keeps a session open at the last node.
+func (r *rig) hold(t testing.TB, m kind.Material) func() bool {
+	t.Helper()
+	c, err := r.nodes[len(r.nodes)-1].Login(context.Background(), m.Username, m.Secret)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close(context.Background()) })
+	return func() bool { return c.Ping(context.Background()) == nil }
+}
+
+func (r *rig) adminTarget(candidates ...kind.Material) kind.Target {
+	e := *r.entry
+	e.Admin = connection.NewAdmin(candidates[0])
+	for i, m := range candidates[1:] {
+		e.Admin.Versions = append(e.Admin.Versions, version.Version{Number: i + 2, Stage: version.Pending, Material: m})
+	}
+	return targetOf(&e)
 }
 
 func (r *rig) settle(t testing.TB) {

@@ -23,10 +23,14 @@ const (
 // node is one server of the target during one call.
 type node struct {
 	door
-	aliases []string // other hosts that lead to the same server
-	s       *session // of the admin
+	aliases []string      // other hosts that lead to the same server
+	s       *session      // of the admin
+	admin   kind.Material // what it has logged in with
 	facts   facts
 	err     error // why it cannot be asked
+	// others are pids of what else this call has opened and closed; the server may
+	// still show it.
+	others []string
 }
 
 // facts are what a node says about itself, and about the admin.
@@ -122,7 +126,7 @@ func (n *node) visit(ctx, connectCtx context.Context, logins []kind.Material) {
 			return
 		}
 		if err == nil {
-			n.s = s
+			n.s, n.admin = s, m
 			n.err = n.learn(connectCtx)
 			return
 		}
@@ -346,15 +350,16 @@ func (n *node) read(ctx context.Context, users []kind.User) (map[string]row, err
 	return rows, nil
 }
 
-// trouble says why no password of r can be rotated, or "".
-func (r row) trouble(node, name string) string {
+// trouble says why no password of a user can be rotated, or "".
+func (r row) trouble(node string, u kind.User) string {
+	name := u.Username
 	switch {
 	case !r.exists:
 		return fmt.Sprintf("user %s does not exist at node %s: create it with CREATE ROLE … LOGIN", name, node)
 	case !r.canLogin:
 		return fmt.Sprintf("user %s may not log in at node %s: allow it with ALTER ROLE … LOGIN", name, node)
-	case r.expired:
-		return fmt.Sprintf("the password of user %s expired at %s, and so would every new one: move the date with ALTER ROLE … VALID UNTIL 'infinity'", name, r.until)
+	case r.expired && !u.Dated:
+		return fmt.Sprintf("the password of user %s expired at %s, and so would every new one: move the date with ALTER ROLE … VALID UNTIL 'infinity', or set valid_until on the role", name, r.until)
 	}
 	return ""
 }

@@ -34,13 +34,21 @@ func (t *target) Preflight(ctx context.Context, users []kind.User) []kind.Findin
 	if err != nil {
 		return fail(err)
 	}
+	profiles, err := primary.profiles(ctx, withLikes(users))
+	if err != nil && !(kind.IsDefinite(err) && everyOneExists(users)) {
+		return fail(err)
+	}
 	verdicts := make(map[*node][]verdict, len(f.nodes))
 	for _, n := range f.nodes {
 		verdicts[n] = make([]verdict, len(users))
 	}
 	f.each(func(n *node) { n.tryWrong(ctx, users, rows, verdicts[n]) })
+	themselves := primary.trySelf(ctx, users, rows)
 	for i, u := range users {
-		findings[i] = primary.judge(u.Username, rows[u.Username])
+		findings[i] = primary.judge(u, rows[u.Username])
+		primary.compare(ctx, &findings[i], u, profiles)
+		primary.doubt(&findings[i], u.Username, themselves[i])
+		findings[i].Err = orElse(findings[i].Err, themselves[i].err)
 		for _, n := range f.nodes {
 			err := n.err
 			if err == nil {
@@ -51,6 +59,11 @@ func (t *target) Preflight(ctx context.Context, users []kind.User) []kind.Findin
 		}
 	}
 	return findings
+}
+
+// everyOneExists: what users are beside their passwords is of no account then.
+func everyOneExists(users []kind.User) bool {
+	return !slices.ContainsFunc(users, func(u kind.User) bool { return !u.Exists() })
 }
 
 // tryWrong logs in as every user that could, with a password that must be
@@ -79,41 +92,47 @@ func (d door) inTime(ctx context.Context, do func() verdict) verdict {
 }
 
 // judge says what the primary's catalog has for or against a rotation.
-func (n *node) judge(username string, r row) kind.Finding {
+func (n *node) judge(u kind.User, r row) kind.Finding {
 	var out kind.Finding
+	if !r.exists && !u.Exists() {
+		return out // whether it can be created is tried
+	}
 	problem := func(text string) {
 		if text != "" {
 			out.Problems = append(out.Problems, text)
 		}
 	}
-	problem(r.trouble(n.node, username))
+	problem(r.trouble(n.node, u))
 	if !r.exists {
 		return out
 	}
-	problem(n.forbids(username, r))
+	problem(n.forbids(u, r))
 	out.HasCredential = r.canLogin && (r.stored || !r.known)
-	if r.until != "" && r.until != "infinity" && !r.expired {
-		out.Notes = append(out.Notes, fmt.Sprintf("passwords of user %s are valid until %s, which a rotation does not move: set it with ALTER ROLE … VALID UNTIL", username, r.until))
+	if r.until != "" && r.until != "infinity" && !r.expired && !u.Dated {
+		out.Notes = append(out.Notes, fmt.Sprintf("passwords of user %s are valid until %s, which a rotation does not move: set it with ALTER ROLE … VALID UNTIL, or set valid_until on the role", u.Username, r.until))
 	}
 	return out
 }
 
 // forbids says why the admin may not change the password of a user, or "". The
-// rules are those of ALTER ROLE before and from version 16 on.
-func (n *node) forbids(username string, r row) string {
-	a := n.facts
+// rules are those of ALTER ROLE before and from version 16 on; its own password
+// everybody may change.
+func (n *node) forbids(u kind.User, r row) string {
+	a, username := n.facts, u.Username
 	may := func(text string) string {
 		return fmt.Sprintf("the admin user %s may not change user %s at node %s, %s", a.admin, username, n.node, text)
 	}
 	switch {
-	case username == a.admin:
+	case u.Admin && username == n.admin.Username:
+		return ""
+	case username == a.admin || username == n.admin.Username:
 		return fmt.Sprintf("user %s is the admin user of the connection: give the connection a user of its own", username)
-	case a.super:
+	case a.super || len(u.Self) > 0:
 		return ""
 	case r.super:
 		return may("which is a superuser: take that from the user, or let a superuser be the admin")
 	case !a.createRole:
-		return may("because it has no CREATEROLE: grant it with ALTER ROLE")
+		return may("because it has no CREATEROLE: grant it with ALTER ROLE, or set allow_self_rotation on the role")
 	case a.number < 160000 && r.replication:
 		return may("which has REPLICATION: only a superuser may, so let one be the admin")
 	case a.number < 160000:

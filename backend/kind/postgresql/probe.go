@@ -70,7 +70,7 @@ func (n *node) probe(ctx context.Context, users []kind.User, questions []kind.Qu
 
 // answer tries the materials of one question.
 func (n *node) answer(ctx context.Context, q kind.Question, r row) kind.NodeAnswer {
-	a := kind.NodeAnswer{Accepts: make([]bool, len(q.Materials)), Problem: r.trouble(n.node, q.Username)}
+	a := kind.NodeAnswer{Accepts: make([]bool, len(q.Materials)), Problem: r.trouble(n.node, q.User)}
 	proven := false
 	for i, m := range q.Materials {
 		if !r.exists {

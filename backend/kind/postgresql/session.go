@@ -112,7 +112,9 @@ func (d door) answered(code, what, user string) error {
 	case "42501":
 		return kind.Definitely("node %s does not permit the admin user to %s: grant it what the documentation of postgresql connections lists", d.node, what)
 	case "42704":
-		return kind.Definitely("node %s knows no user to %s: create it with CREATE ROLE", d.node, what)
+		return kind.Definitely("node %s does not know a user, or a role, that it takes to %s: create it with CREATE ROLE", d.node, what)
+	case "42710":
+		return fmt.Errorf("node %s was asked to %s and has one since a moment ago: wait", d.node, what)
 	case "22012":
 		return fmt.Errorf("node %s got the request to %s too late and did not do it", d.node, what)
 	case "25006":

@@ -14,7 +14,8 @@ import (
 
 // Verify logs in to every node of a connection and says what is there. It
 // fails when no primary can be asked, and when that shows that rotations
-// through this connection could not work.
+// through this connection could not work; whether users may be changed is for
+// their roles to find out, which may let them change themselves.
 func Verify(ctx context.Context, entry *connection.Entry) (*connection.Info, error) {
 	f, err := open(ctx, entry)
 	if err != nil {
@@ -25,10 +26,10 @@ func Verify(ctx context.Context, entry *connection.Entry) (*connection.Info, err
 	if err != nil {
 		return nil, err
 	}
-	if !primary.facts.super && !primary.facts.createRole {
-		return nil, kind.Definitely("the admin user %s may not change passwords at node %s: give it CREATEROLE, or let a superuser be the admin", primary.facts.admin, primary.node)
-	}
 	info := &connection.Info{Summary: "a primary"}
+	if !primary.facts.super && !primary.facts.createRole {
+		info.Warnings = append(info.Warnings, fmt.Sprintf("the admin user %s may not change passwords at node %s: give it CREATEROLE, or let roles change their own with allow_self_rotation", primary.facts.admin, primary.node))
+	}
 	standbys := 0
 	for _, n := range f.nodes {
 		shown := connection.Node{Name: n.node, Aliases: n.aliases, Note: "no answer"}
