@@ -189,13 +189,10 @@ func postgreSQLConnectionsAreRefused(t *testing.T, n *servers.PostgresNode) {
 		more map[string]any
 		says string
 	}{
-		"a password in the URL": {map[string]any{"connection_url": "postgresql://vault:vault-secret-of-db@db/postgres"}, "holds a user"},
-		"a file":                {map[string]any{"connection_url": "postgresql://db/postgres?sslkey=/etc/passwd"}, "tls_key"},
-		"another type's field":  {map[string]any{"addresses": "db:6379"}, "addresses"},
-		"a wrong password":      {map[string]any{"password": "wrong-secret-of-db"}, "refuses the login"},
-		"an admin without rights": {
-			map[string]any{"username": "shop", "password": "first-secret-of-shop"}, "CREATEROLE",
-		},
+		"a password in the URL":  {map[string]any{"connection_url": "postgresql://vault:vault-secret-of-db@db/postgres"}, "holds a user"},
+		"a file":                 {map[string]any{"connection_url": "postgresql://db/postgres?sslkey=/etc/passwd"}, "tls_key"},
+		"another type's field":   {map[string]any{"addresses": "db:6379"}, "addresses"},
+		"a wrong password":       {map[string]any{"password": "wrong-secret-of-db"}, "refuses the login"},
 		"no TLS there":           {map[string]any{"connection_url": "postgresql://" + n.Addr + "/postgres"}, "does not speak TLS"},
 		"trust in what is plain": {map[string]any{"tls_skip_verify": true}, "sslmode=disable"},
 	} {
