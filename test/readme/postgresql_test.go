@@ -11,14 +11,18 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
-// TestPostgreSQLReference makes the admin user that the reference calls
-// sufficient, and does with it what the reference shows, over TLS alone.
+// TestPostgreSQLReference makes the users that the reference makes, of which it
+// calls the admin user sufficient, and does with it what the reference shows, over TLS alone.
 func TestPostgreSQLReference(t *testing.T) {
 	const file, inDocs = "docs/reference/postgresql.md", "db.example.com:5432"
 	text, err := os.ReadFile(root + file)
 	require.NoError(t, err)
-	admin := regexp.MustCompile("(?s)```sql\n(.*?)```").FindStringSubmatch(string(text))
-	require.NotNil(t, admin, "%s does not say how to make the user vault", file)
+	blocks := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+	var made []string
+	for _, b := range blocks {
+		made = append(made, strings.Replace(b[1], "'PASSWORD'", "'admin'", 1))
+	}
+	require.Contains(t, strings.Join(made, ""), "CREATE ROLE vault ", "%s does not say how to make the user vault", file)
 
 	ca, err := servers.NewAuthority()
 	require.NoError(t, err)
@@ -26,7 +30,7 @@ func TestPostgreSQLReference(t *testing.T) {
 	require.NoError(t, err)
 	vault := servers.NewVault(t, servers.VaultOptions{})
 	n := servers.Postgres(t, servers.WithPostgresTLS(cert, key, ca.PEM), servers.WithHBA("hostnossl all vault,shop 127.0.0.1/32 reject"))
-	require.NoError(t, n.Exec(t.Context(), strings.Replace(admin[1], "'PASSWORD'", "'admin'", 1), "CREATE ROLE shop LOGIN PASSWORD 'first'"))
+	require.NoError(t, n.Exec(t.Context(), append(made, "CREATE ROLE shop LOGIN PASSWORD 'first'")...))
 	sh := newShell(t, vault)
 	for name, content := range map[string]string{"admin.password": "admin", "shop.password": "first", "ca.pem": ca.PEM} {
 		sh.file(t, name, content)
