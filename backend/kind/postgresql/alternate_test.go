@@ -218,6 +218,18 @@ func TestWhatCannotBeCreated(t *testing.T) {
 	require.Equal(t, profile, preflightOf(t, target, like("word-b", "word-a")).Profile)
 }
 
+// A user that cannot be made what it is to be keeps its password, too.
+func TestAnAlignmentThatIsNotPermittedChangesNothing(t *testing.T) {
+	create(t, "aligned", "its-password", "CREATEDB")
+	target := targetOf(sharedEntry(t))
+	c := only("aligned", "new-password")
+	c.Profile, c.Align = []string{"LOGIN", "SUPERUSER"}, true
+	err := change(within10s(t), t, target, c)[0].Err
+	require.True(t, kind.IsDefinite(err), "%v", err)
+	require.Equal(t, []bool{true, false}, probeOne(t, target, "aligned", "its-password", "new-password").Accepts)
+	require.Equal(t, []string{"CREATEDB", "LOGIN"}, preflight(t, target, "aligned").Profile)
+}
+
 // Whose turn is over may be gone already.
 func TestNobodyLogsInAsAUserThatIsGone(t *testing.T) {
 	c := kind.Change{User: kind.User{Role: "r", Username: "gone", Profile: []string{"LOGIN"}}, Exclusive: true}

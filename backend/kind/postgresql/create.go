@@ -43,6 +43,8 @@ func (n *node) compare(ctx context.Context, out *kind.Finding, u kind.User, prof
 		problem(fmt.Sprintf("user %s, which user %s is to be like, does not exist at node %s: create it with CREATE ROLE … LOGIN", u.Like, u.Username, n.node))
 	case own == nil:
 		n.tryCreation(ctx, out, u, like)
+	case like != nil && like.tooBig(u.Like) != "":
+		problem(like.tooBig(u.Like))
 	case like != nil:
 		problem(kind.Differences(u.Username, own.lines, u.Like, like.lines))
 		if missing := slices.DeleteFunc(bound(like.lines), func(l string) bool { return slices.Contains(own.lines, l) }); len(missing) > 0 {

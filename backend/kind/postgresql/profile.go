@@ -15,8 +15,12 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
-// maxProfile bounds the lines of one user, which are stored with a role.
-const maxProfile = 48 << 10
+const (
+	// maxProfile bounds the lines of one user, which are stored with a role.
+	maxProfile = 48 << 10
+	// maxValue is how long the value of a setting in a line may be.
+	maxValue = 1 << 10
+)
 
 // profile is what a user is beside its password, as kind.Finding has it. Each line
 // is one trait:
@@ -28,8 +32,8 @@ const maxProfile = 48 << 10
 //	ownership of table public.orders in database "shop"
 //
 // Everybody may read the settings of every user, and values of custom ones have
-// been seen to be secrets: of those the line has a digest. What is none of the
-// first four nobody can be created with.
+// been seen to be secrets: of those, and of very long ones, the line has a digest.
+// What is none of the first four nobody can be created with.
 type profile struct {
 	lines []string
 	// hidden are the values behind digests, by line.
@@ -47,7 +51,7 @@ func (p *profile) add(line string) {
 
 func (p *profile) addSetting(name, value, database string) {
 	// The parameters of the server itself have a name without a dot.
-	hide, shown := strings.Contains(name, "."), strconv.Quote(value)
+	hide, shown := strings.Contains(name, ".") || len(value) > maxValue, strconv.Quote(value)
 	if hide {
 		shown = digest(value)
 	}
@@ -246,7 +250,7 @@ func traits(lines []string, hidden map[string]string) ([]trait, error) {
 		if t.digest != "" {
 			value, ok := hidden[l]
 			if !ok {
-				return nil, kind.Definitely("the value of setting %s is nowhere to be found, because it may be a secret and is not kept: create the user with it, by CREATE ROLE and ALTER ROLE … SET", t.setting)
+				return nil, kind.Definitely("the value of setting %s is nowhere to be found, because it may be a secret, or is long, and is not kept: create the user with it, by CREATE ROLE and ALTER ROLE … SET", t.setting)
 			}
 			t.value = value
 		}

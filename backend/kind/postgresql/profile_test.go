@@ -1,6 +1,7 @@
 package postgresql
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 
@@ -61,5 +62,9 @@ func TestProfilesHideWhatMayBeSecret(t *testing.T) {
 	require.NotContains(t, err.Error(), "of-the-application")
 
 	p.addSetting("search_path", strings.Repeat("x", maxProfile), "")
+	require.Empty(t, p.tooBig("app"))
+	for i := range 50 {
+		p.addSetting("search_path", strings.Repeat("x", maxValue), "database-"+strconv.Itoa(i))
+	}
 	require.Contains(t, p.tooBig("app"), "49152 are kept")
 }

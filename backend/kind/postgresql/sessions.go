@@ -62,11 +62,19 @@ func (t *target) Sessions(ctx context.Context, questions []kind.SessionsQuestion
 	for _, n := range f.nodes {
 		for i := range answers {
 			if n.err != nil {
-				answers[i].Err = errors.Join(answers[i].Err, n.err)
+				answers[i].Err = also(answers[i].Err, n.err)
 			}
 		}
 	}
 	return answers
+}
+
+// also tells two errors in one, which has the class of neither.
+func also(err, other error) error {
+	if err == nil {
+		return other
+	}
+	return errors.New(err.Error() + "; " + other.Error())
 }
 
 // sessions are those of users, by name.
@@ -102,7 +110,7 @@ func (n *node) report(a *kind.SessionsAnswer, q kind.SessionsQuestion, found []k
 		}
 	}
 	if hidden > 0 {
-		a.Err = errors.Join(a.Err, fmt.Errorf("node %s has %s of user %s and does not tell since when: GRANT pg_read_all_stats TO %s",
+		a.Err = also(a.Err, fmt.Errorf("node %s has %s of user %s and does not tell since when: GRANT pg_read_all_stats TO %s",
 			n.node, plural(hidden), q.Username, n.facts.admin))
 	}
 }

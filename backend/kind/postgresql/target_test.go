@@ -272,6 +272,9 @@ func TestALateChangeDoesNotLand(t *testing.T) {
 	require.False(t, kind.IsDefinite(err))
 	require.False(t, kind.IsUnreachable(err))
 	require.Equal(t, []bool{true, false}, probeOne(t, targetOf(e), "late", "its-password", "late-password").Accepts)
+	created := request{what: "create user later", statements: []string{"CREATE ROLE later LOGIN", "ALTER ROLE later PASSWORD '" + verifier + "'"}}
+	require.ErrorContains(t, n.alter(ctx, n.s, created, now[0]), "too late")
+	require.Contains(t, preflight(t, targetOf(e), "later").Problems[0], "does not exist")
 	limit, err := n.limit(ctx)
 	require.NoError(t, err)
 	require.NoError(t, n.alter(ctx, n.s, late, limit), "the session goes on")
