@@ -41,7 +41,7 @@ func (r *Role) inUse() string {
 // user names one of the role's users to its target. Nodes that the role remembers
 // count only as long as its connection was not written anew.
 func (r *Role) user(username string, generation int) kind.User {
-	u := kind.User{Role: r.Name, Username: username, Admin: r.Root()}
+	u := kind.User{Role: r.Name, Username: username, Admin: r.Root(), Dated: r.Spec.ValidFor > 0}
 	if r.NodesGeneration == generation {
 		u.Known = r.Nodes
 	}
@@ -102,6 +102,9 @@ func (r *Role) changes(g goal, generation int) []kind.Change {
 		}
 		reconciles := r.Run.Trigger == Reconcile
 		idle := name != r.inUse()
+		if idle {
+			c.Like = r.inUse()
+		}
 		if idle || reconciles || r.Run.Reapply {
 			c.Profile, c.Align = r.Profile, idle && reconciles
 		}

@@ -143,6 +143,7 @@ func newMount(t *testing.T, v *servers.Vault, path string) *mount {
 	t.Helper()
 	ctx := t.Context()
 	require.NoError(t, v.Mount(ctx, path))
+	t.Cleanup(func() { _ = v.Unmount(context.WithoutCancel(ctx), path) }) // or the test could not be repeated
 	m := &mount{vault: v, path: path, c: v.Client()}
 	mounts, err := m.c.Sys().ListMountsWithContext(ctx)
 	require.NoError(t, err)

@@ -30,23 +30,28 @@ const (
 
 // bench is a server of one kind, with a user "app" whose password is in use.
 type bench struct {
-	kind       string
-	connection map[string]any
+	kind string
+	// connection leads to the server by way of address, as the user engine.
+	connection func(address string) map[string]any
+	// address is where the engine reaches the server, and change what a request to
+	// change a user holds.
+	address, change string
 	// login opens a connection of its own; errRefused is the server's answer.
 	login func(ctx context.Context, user, password string) error
 	// stored is what the server keeps of a user's password.
 	stored func(ctx context.Context, user string) (string, error)
 }
 
-const firstPassword = "the-first-password-of-app"
+const (
+	firstPassword  = "the-first-password-of-app"
+	enginePassword = "the-first-password-of-the-engine"
+)
 
 func redisBench(t *testing.T) bench {
-	n := servers.Redis(t, servers.WithUsers("app on >"+firstPassword+" ~app:* +@all -@admin"))
+	n := servers.Redis(t, servers.WithUsers("app on >"+firstPassword+" ~app:* +@all -@admin", "engine on >"+enginePassword+" ~* &* +@all"))
 	return bench{
-		kind: "redis",
-		connection: map[string]any{
-			"type": "redis", "addresses": n.Addr, "username": servers.RedisAdmin, "password": servers.RedisAdminPassword,
-		},
+		kind: "redis", address: n.Addr, change: "SETUSER",
+		connection: func(address string) map[string]any { return map[string]any{"type": "redis", "addresses": address} },
 		login: func(ctx context.Context, user, password string) error {
 			return login(ctx, n.Addr, func() (string, string, error) { return user, password, nil })
 		},
@@ -59,14 +64,15 @@ func redisBench(t *testing.T) bench {
 
 func postgresBench(t *testing.T) bench {
 	n := servers.Postgres(t)
-	require.NoError(t, n.Exec(t.Context(), "CREATE ROLE vault LOGIN CREATEROLE PASSWORD 'vault-secret-of-db'",
-		"GRANT SELECT (rolname, rolpassword) ON pg_authid TO vault",
+	require.NoError(t, n.Exec(t.Context(), "CREATE ROLE engine LOGIN CREATEROLE PASSWORD '"+enginePassword+"'",
+		"GRANT SELECT (rolname, rolpassword) ON pg_authid TO engine",
 		"CREATE ROLE owner NOLOGIN", "CREATE ROLE app LOGIN IN ROLE owner PASSWORD '"+firstPassword+"'", "ALTER ROLE app SET role TO owner"))
 	return bench{
-		kind: "postgresql",
-		connection: map[string]any{
-			"type": "postgresql", "connection_url": "postgresql://{{username}}:{{password}}@" + n.Addr + "/postgres?sslmode=disable",
-			"username": "vault", "password": "vault-secret-of-db",
+		kind: "postgresql", address: n.Addr, change: "ALTER ROLE",
+		connection: func(address string) map[string]any {
+			return map[string]any{
+				"type": "postgresql", "connection_url": "postgresql://{{username}}:{{password}}@" + address + "/postgres?sslmode=disable",
+			}
 		},
 		login: func(ctx context.Context, user, password string) error {
 			c, err := n.Login(ctx, user, password)
@@ -87,11 +93,11 @@ func postgresBench(t *testing.T) bench {
 func rabbitBench(t *testing.T) bench {
 	n := servers.RabbitMQ(t)
 	require.NoError(t, n.SetUser(t.Context(), "app", firstPassword, ""))
+	require.NoError(t, n.SetUser(t.Context(), "engine", enginePassword, "administrator"))
 	return bench{
-		kind: "rabbitmq",
-		connection: map[string]any{
-			"type": "rabbitmq", "management_urls": "http://" + n.ManagementAddr, "amqp_urls": "amqp://" + n.Addr,
-			"username": servers.RabbitMQAdmin, "password": servers.RabbitMQAdminPassword,
+		kind: "rabbitmq", address: n.ManagementAddr, change: "PUT /api/users",
+		connection: func(address string) map[string]any {
+			return map[string]any{"type": "rabbitmq", "management_urls": "http://" + address, "amqp_urls": "amqp://" + n.Addr}
 		},
 		login: func(ctx context.Context, user, password string) error {
 			u := url.URL{Scheme: "amqp", User: url.UserPassword(user, password), Host: n.Addr, Path: "/"}
@@ -136,7 +142,7 @@ func takeTurns(t *testing.T, m *mount, b bench) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	m.open(t, b)
+	m.open(t, b, b.address)
 	m.mustWrite(t, "roles/app", map[string]any{
 		"kind": b.kind, "connection": "server", "usernames": "app,app_b", "initial_password": firstPassword, "grace_period": "10m",
 	})
@@ -169,12 +175,10 @@ func takeTurns(t *testing.T, m *mount, b bench) {
 	require.NotContains(t, idle, "SCRAM", "the idle user has no password")
 }
 
-func (m *mount) open(t *testing.T, b bench) {
+func (m *mount) open(t *testing.T, b bench, address string) {
 	t.Helper()
-	data := map[string]any{"allowed_roles": "*"}
-	for k, v := range b.connection {
-		data[k] = v
-	}
+	data := b.connection(address)
+	data["allowed_roles"], data["username"], data["password"] = "*", "engine", enginePassword
 	m.mustWrite(t, "connections/server", data)
 }
 
@@ -252,7 +256,7 @@ func TestSwapInterval(t *testing.T) {
 
 func measureSwap(t *testing.T, m *mount, b bench) {
 	t.Helper()
-	m.open(t, b)
+	m.open(t, b, b.address)
 	m.mustWrite(t, "roles/app", map[string]any{
 		"kind": b.kind, "connection": "server", "username": "app", "strategy": "swap", "initial_password": firstPassword,
 	})
@@ -261,7 +265,13 @@ func measureSwap(t *testing.T, m *mount, b bench) {
 		watch := m.watchSwap(t, b, int64(n+2))
 		data := m.mustWrite(t, "rotate/"+b.kind+"/app", nil)
 		require.Equal(t, "completed", data["state"])
-		intervals = append(intervals, <-watch)
+		took := <-watch
+		intervals = append(intervals, took)
+		if took > 300*time.Millisecond {
+			told, err := m.read(t.Context(), "rotations/"+data["rotation_id"].(string))
+			require.NoError(t, err)
+			t.Logf("%s: %v", took, told["timeline"])
+		}
 		creds, err := m.read(t.Context(), "creds/app")
 		require.NoError(t, err)
 		began := time.Now()
