@@ -206,10 +206,6 @@ func postgreSQLConnectionsAreRefused(t *testing.T, n *servers.PostgresNode) {
 	require.Contains(t, r.message, "give its password in the same request")
 	r = m.write("roles/own", map[string]any{"kind": "postgresql", "connection": "db", "username": "vault", "initial_password": "vault-secret-of-db"})
 	require.Contains(t, r.message, "admin user")
-	for _, field := range []string{"usernames", "valid_until", "close_connections", "allow_self_rotation"} {
-		r = m.write("roles/app", map[string]any{"kind": "postgresql", "connection": "db", "username": "shop", "initial_password": "first-secret-of-shop", field: "1"})
-		require.Equal(t, http.StatusBadRequest, r.code, field)
-	}
 	// Two connections to one server, and one user.
 	require.Equal(t, http.StatusOK, m.connectDatabase("again", proxy(t, n.Addr).Addr(), nil).code)
 	require.Equal(t, m.read("connections/db").data["identity"], m.read("connections/again").data["identity"])
