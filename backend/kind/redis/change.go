@@ -40,7 +40,7 @@ func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outco
 	j.steps = make([]step, len(changes))
 	links := false
 	for i, c := range changes {
-		if f.isLinkUser(c.Username) {
+		if f.inHalves(c.Username) {
 			j.steps[i], links = acceptOnly, true
 		}
 	}
@@ -53,11 +53,15 @@ func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outco
 	j.round(first, func(step) bool { return true })
 	if links {
 		j.switchLinks(ctx)
+		j.switchSentinels(ctx)
 		j.refuseAfterLinks(ctx)
 	}
 	j.closeSessions(ctx)
 	for i := range outcomes {
 		outcomes[i].Nodes, outcomes[i].Notes = f.results(j.works, i), j.notes(i)
+		if j.watched != nil {
+			outcomes[i].Nodes = append(outcomes[i].Nodes, j.watched[i]...)
+		}
 	}
 	return outcomes
 }
@@ -69,6 +73,7 @@ type job struct {
 	users   []kind.User
 	works   map[*node]*work
 	steps   []step
+	watched [][]kind.NodeError // what came of each change at the sentinels
 }
 
 // round makes every node do what is due, in parallel.
