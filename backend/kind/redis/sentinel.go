@@ -330,10 +330,23 @@ func (f *fleet) sentinelTrouble(username string) []string {
 		switch {
 		case s.err != nil:
 			out = append(out, fmt.Sprintf("%v; without it the password of %s cannot be retired, because the sentinel logs in with it", s.err, username))
-		case s.sight.down():
-			out = append(out, fmt.Sprintf("sentinel %s has no working link to the primary %s: look at its log", s.name, s.sight.primary))
 		case s.sight.rules != nil && !allows(s.sight.rules, "sentinel|set"):
 			out = append(out, fmt.Sprintf("the user %s may not run SENTINEL SET at sentinel %s: grant it with ACL SETUSER %s +sentinel|set", s.facts.admin, s.name, s.facts.admin))
+		}
+	}
+	return out
+}
+
+// unlinkedSentinels says which sentinels cannot log in to the primary, or take it
+// for dead. A change may mend that, so it is no reason against one.
+func (f *fleet) unlinkedSentinels() []string {
+	var out []string
+	if f.watch == nil {
+		return nil
+	}
+	for _, s := range f.watch.nodes {
+		if s.err == nil && s.sight.down() {
+			out = append(out, fmt.Sprintf("sentinel %s has no working link to the primary %s: look at its log", s.name, s.sight.primary))
 		}
 	}
 	return out
@@ -348,6 +361,7 @@ func (f *fleet) inspectSentinels(finding *kind.Finding, works map[*node]*work, i
 	switch {
 	case f.isWatchUser(username):
 		finding.Problems = append(finding.Problems, f.sentinelTrouble(username)...)
+		finding.Notes = append(finding.Notes, f.unlinkedSentinels()...)
 	case f.mayWatch(works, i):
 		finding.Problems = append(finding.Problems, unsureText)
 	case f.watch != nil:
@@ -391,6 +405,7 @@ func (f *fleet) verifySentinels(info *Info) error {
 	if text := f.disagreement(); text != "" {
 		info.Warnings = append(info.Warnings, text)
 	}
+	info.Warnings = append(info.Warnings, f.unlinkedSentinels()...)
 	if f.unsure() {
 		info.Warnings = append(info.Warnings, unsureText)
 	}
@@ -443,6 +458,9 @@ func (j *job) unready(i int) error {
 	for _, s := range j.watch.nodes {
 		if s.err != nil {
 			continue
+		}
+		if slices.Contains(s.sight.flags, "failover_in_progress") {
+			return fmt.Errorf("sentinel %s has a failover in progress: wait until it is over", s.name)
 		}
 		if primary := j.find(s.sight.primary); primary == nil || primary.err != nil {
 			return fmt.Errorf("the primary %s does not answer and has not accepted the new password of %s: wait until it does, or until a failover is over", s.sight.primary, j.changes[i].Username)

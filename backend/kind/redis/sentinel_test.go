@@ -1,8 +1,11 @@
 package redis
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +15,7 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/kindtest"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -201,9 +205,39 @@ func TestSentinelsDoNotHoldUsers(t *testing.T) {
 	require.Len(t, f[1].Problems, 1)
 	require.Contains(t, f[1].Problems[0], "sentinel "+set.Sentinels[2].Addr)
 	require.Empty(t, change(t, e, kind.Change{User: app, Accept: []kind.Material{fresh}, Exclusive: true, Lead: fresh}))
+	require.NoError(t, set.Sentinels[1].Pause())
+	t.Cleanup(func() { _ = set.Sentinels[1].Resume() })
 	info, err := Verify(limited(t), e)
-	require.NoError(t, err)
-	require.Contains(t, fmt.Sprint(info.Warnings), set.Sentinels[2].Addr)
+	require.NoError(t, err, "one that hangs leaves time for the nodes")
+	for _, s := range set.Sentinels[1:] {
+		require.Contains(t, fmt.Sprint(info.Warnings), "sentinel "+s.Addr)
+	}
+	require.Empty(t, change(t, e, kind.Change{User: app, Accept: []kind.Material{fresh}, Lead: fresh}))
+	require.True(t, kind.IsUnreachable(change(t, e, bothOfThem)["sentinel "+set.Sentinels[1].Addr]))
+}
+
+func TestContractBySentinels(t *testing.T) {
+	t.Parallel()
+	set := watchedSet(t, false)
+	r := newRig(t, &set.RedisSet)
+	e := bySentinels(set)
+	r.entry.Redis.Addresses, r.entry.Redis.Sentinel = e.Redis.Addresses, e.Redis.Sentinel
+	kindtest.Run(t, r.harness(""))
+}
+
+// A sentinel whose password went stale is mended by the next call.
+func TestStaleSentinelIsMended(t *testing.T) {
+	t.Parallel()
+	set := watchedSet(t, false)
+	e := bySentinels(set)
+	stale := set.Sentinels[1]
+	do(t, stale, "SENTINEL", "SET", servers.RedisMaster, "auth-user", "nobody", "auth-pass", "wrong")
+	require.Eventually(t, func() bool {
+		f := open(e).Preflight(limited(t), []kind.User{watcherUser})[0]
+		return f.Err == nil && len(f.Problems) == 0 && strings.Contains(fmt.Sprint(f.Notes), "sentinel "+stale.Addr)
+	}, time.Minute, 100*time.Millisecond)
+	require.Empty(t, change(t, e, kind.Change{User: watcherUser, Accept: []kind.Material{one}, Lead: one}))
+	require.NoError(t, set.WaitWatched(t.Context()))
 }
 
 // The outages that a user of sentinels and replicas is rotated without.
@@ -363,6 +397,48 @@ func TestSentinelUserIsNotSeen(t *testing.T) {
 	require.Empty(t, change(t, e, onlyTwo))
 	dropLinks(t, set)
 	undisturbed(t, set)
+}
+
+// ruleOf is what the documentation gives to the user name.
+func ruleOf(t *testing.T, name string) []any {
+	t.Helper()
+	doc, err := os.ReadFile("../../../docs/reference/redis.md")
+	require.NoError(t, err)
+	rule := regexp.MustCompile(`(?m)^ACL SETUSER ` + name + ` (.*)$`).FindSubmatch(bytes.ReplaceAll(doc, []byte("\\\n"), nil))
+	require.NotNil(t, rule)
+	var out []any
+	for word := range strings.FieldsSeq(string(rule[1])) {
+		out = append(out, word)
+	}
+	return out
+}
+
+func TestLeastPrivilegeAtSentinels(t *testing.T) {
+	t.Parallel()
+	set := watchedSet(t, true)
+	for _, n := range set.Nodes {
+		do(t, n, append(append([]any{"ACL", "SETUSER", "vault"}, ruleOf(t, "vault")...), "+config|set", "+client|list")...)
+	}
+	for _, s := range set.Sentinels {
+		do(t, s, append([]any{"ACL", "SETUSER", "engine"}, ruleOf(t, "engine")...)...)
+	}
+	e := bySentinels(set)
+	e.Admin = connection.NewAdmin(kind.Material{Username: "vault", Secret: "PASSWORD"})
+	e.Redis.Sentinel.Login = kind.Material{Username: "engine", Secret: "PASSWORD"}
+	info, err := Verify(limited(t), e)
+	require.NoError(t, err)
+	require.Empty(t, info.Warnings)
+	require.Empty(t, open(e).Preflight(limited(t), []kind.User{watcherUser})[0].Problems)
+	require.Empty(t, change(t, e, onlyTwo))
+
+	for _, s := range set.Sentinels {
+		do(t, s, "ACL", "SETUSER", "engine", "-sentinel|set")
+	}
+	require.Contains(t, fmt.Sprint(open(e).Preflight(limited(t), []kind.User{watcherUser})[0].Problems), "+sentinel|set")
+	for name, err := range change(t, e, kind.Change{User: watcherUser, Accept: []kind.Material{one}, Exclusive: true, Lead: one}) {
+		require.Equal(t, strings.HasPrefix(name, "sentinel "), kind.IsDefinite(err), "%s: %v", name, err)
+	}
+	require.True(t, hasPassword(t, set.Nodes[0], two), "not refused")
 }
 
 func TestSentinelsOverTLS(t *testing.T) {
