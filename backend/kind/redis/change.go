@@ -20,7 +20,8 @@ const (
 	refuseToo
 )
 
-// Change implements kind.Target. Hashes alone travel, except to masterauth.
+// Change implements kind.Target. Hashes alone travel, except to masterauth
+// and to sentinels.
 func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outcome {
 	outcomes := make([]kind.Outcome, len(changes))
 	users := make([]kind.User, len(changes))

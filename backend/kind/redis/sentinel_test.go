@@ -344,6 +344,7 @@ func TestFailoverWhileRotating(t *testing.T) {
 	require.NoError(t, old.Kill())
 	failed := change(t, e, onlyTwo)
 	require.NotEmpty(t, failed[old.Addr])
+	require.ErrorContains(t, failed["sentinel "+set.Sentinels[0].Addr], "was left as it is")
 	require.True(t, hasPassword(t, set.Nodes[1], one), "nobody knows yet which node is the primary: %v", failed)
 
 	require.Eventually(t, func() bool {
