@@ -222,7 +222,7 @@ func TestContractBySentinels(t *testing.T) {
 	r := newRig(t, &set.RedisSet)
 	e := bySentinels(set)
 	r.entry.Redis.Addresses, r.entry.Redis.Sentinel = e.Redis.Addresses, e.Redis.Sentinel
-	kindtest.Run(t, r.harness(""))
+	kindtest.Run(t, r.harness(t, ""))
 }
 
 // A sentinel whose password went stale is mended by the next call.
