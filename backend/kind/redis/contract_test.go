@@ -165,7 +165,7 @@ func (r *rig) hold(t testing.TB, m kind.Material) func() bool {
 	t.Helper()
 	n := r.set.Nodes[len(r.set.Nodes)-1]
 	to := peer{node: n.Addr}
-	if r.entry.Redis.TLS {
+	if r.entry != nil && r.entry.Redis.TLS {
 		var err error
 		to.tls, err = r.entry.TLS.Config("127.0.0.1")
 		require.NoError(t, err)
