@@ -28,7 +28,9 @@ func advice(r *Role) string {
 		return fmt.Sprintf("a new version has been asked for, which nobody can take back; read rotations/%s and wait until it has ended", run.Rotation)
 	case run.Back || run.Recall != "":
 		return "it is on its way back; " + waits
-	case run.Phase == Check:
+	case run.Held != "":
+		return fmt.Sprintf("it is held, because %s; go on with resume/%s, or go back with cancel/%s", run.Held, run.Rotation, run.Rotation)
+	case run.Phase == Check && !r.consults():
 		return fmt.Sprintf("consumers have until %s to read what it published; wait until it has ended, or take it back with cancel/%s",
 			run.CheckUntil.UTC().Format(time.RFC3339), run.Rotation)
 	case run.Phase == Grace:
