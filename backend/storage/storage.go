@@ -27,6 +27,7 @@ const (
 	Request          = "request/"           // hashed request ids and idempotency keys
 	Due              = "due/"               // <hour>/<role>
 	Claim            = "claim/"             // <hash>
+	Consumer         = "consumer/"          // what must pick secrets up; holds none
 	Barrier          = "barrier"            // see Fenced.Settle
 )
 
