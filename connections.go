@@ -44,6 +44,7 @@ func connectionTypes() []connectionType {
 		postgresqlConnection(),
 		vaultConnection(),
 		rabbitmqConnection(),
+		kubernetesConnection(),
 	}
 }
 

@@ -37,6 +37,7 @@ type Entry struct {
 	Vault      *Vault      `json:"vault,omitempty"`
 	RabbitMQ   *RabbitMQ   `json:"rabbitmq,omitempty"`
 	PostgreSQL *PostgreSQL `json:"postgresql,omitempty"`
+	Kubernetes *Kubernetes `json:"kubernetes,omitempty"`
 
 	// Admin is the credential the engine itself logs in with. It is a managed
 	// credential like any other: several versions exist while it is rotated.

@@ -28,6 +28,7 @@ const (
 	Due              = "due/"               // <hour>/<role>
 	Claim            = "claim/"             // <hash>
 	Reservation      = "reservation/"       // <consumer>: the unit whose it is
+	Consumer         = "consumer/"          // what must pick secrets up; holds none
 	Barrier          = "barrier"            // see Fenced.Settle
 )
 

@@ -1,0 +1,128 @@
+package consumer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"syscall"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+)
+
+// explain turns what happened to a call into an error with its class. Of what an
+// API server says nothing is shown but what Kubernetes itself makes of names: a
+// webhook may repeat what it was sent.
+func (c *cluster) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	var known *kind.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	var answer apierrors.APIStatus
+	if errors.As(err, &answer) {
+		class, text := explainStatus(answer.Status())
+		return &kind.Error{Class: class, Err: fmt.Errorf("the cluster of connection %q %s", c.name, text)}
+	}
+	class, text := explainSilence(err)
+	return &kind.Error{Class: class, Err: fmt.Errorf("the cluster of connection %q %s", c.name, text)}
+}
+
+var (
+	// denied is how RBAC says no.
+	denied = regexp.MustCompile(`User "([^"]{1,200})" cannot ([a-z]{1,20}) resource "([a-z./-]{1,80})"(?: in API group "([a-z0-9.-]{0,80})")?`)
+	// admission is how a ValidatingAdmissionPolicy says no.
+	admission = regexp.MustCompile(`ValidatingAdmissionPolicy '([A-Za-z0-9.-]{1,200})'`)
+)
+
+// explainStatus says what an answer means for a delivery. 401 and 403 are for now:
+// a role can be bound again while the delivery waits.
+func explainStatus(s metav1.Status) (kind.Class, string) {
+	what := described(s)
+	switch {
+	case s.Code == http.StatusUnauthorized:
+		return kind.Unavailable, "refuses the token: it has ended or was revoked; write the connection with a new one"
+	case s.Code == http.StatusForbidden:
+		return kind.Unavailable, "does not permit it: " + forbidden(s, what)
+	case s.Code == http.StatusNotFound && s.Details != nil && s.Details.Name != "":
+		return kind.Definite, "has no " + what + "; check the names and the namespace of the consumer"
+	case s.Code == http.StatusNotFound:
+		return kind.Definite, "does not know what was asked for; check that External Secrets (external-secrets.io/v1) is installed, if the consumer names any"
+	case s.Code == http.StatusUnprocessableEntity, s.Code == http.StatusBadRequest, s.Code == http.StatusMethodNotAllowed:
+		return kind.Definite, fmt.Sprintf("refuses the change of %s with %d %s", what, s.Code, s.Reason)
+	}
+	return kind.Unavailable, fmt.Sprintf("answered about %s with %d %.40s", what, s.Code, s.Reason)
+}
+
+func described(s metav1.Status) string {
+	if s.Details == nil || s.Details.Kind == "" && s.Details.Name == "" {
+		return "a request"
+	}
+	return strings.TrimSpace(fmt.Sprintf("%.60s %.253s", s.Details.Kind, s.Details.Name))
+}
+
+func forbidden(s metav1.Status, what string) string {
+	if m := denied.FindStringSubmatch(s.Message); m != nil {
+		group := m[4]
+		if group == "" {
+			group = "core"
+		}
+		return fmt.Sprintf("user %s may not %s %s (%s) of API group %s; add it to its Role", m[1], m[2], m[3], what, group)
+	}
+	if m := admission.FindStringSubmatch(s.Message); m != nil {
+		return fmt.Sprintf("policy %s refuses the change of %s", m[1], what)
+	}
+	return what + " is refused; look at roles, policies and webhooks of the cluster"
+}
+
+// explainSilence is about calls that were not answered.
+func explainSilence(err error) (kind.Class, string) {
+	var (
+		dns      *net.DNSError
+		system   syscall.Errno
+		netError net.Error
+	)
+	switch {
+	case connection.Distrust(err) != "":
+		return kind.Unavailable, "cannot be used: " + trust(connection.Distrust(err))
+	case errors.As(err, &dns):
+		return kind.Unreachable, fmt.Sprintf("cannot be found: the name %.80q does not resolve", dns.Name)
+	case errors.Is(err, context.Canceled):
+		return kind.Unreachable, "was not waited for"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &netError) && netError.Timeout(),
+		strings.Contains(err.Error(), "client rate limiter Wait returned an error"):
+		return kind.Unreachable, "did not answer in time"
+	case errors.As(err, &system):
+		return kind.Unreachable, "cannot be reached: " + system.Error()
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		return kind.Unreachable, "closed the connection before it answered"
+	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+		return kind.Unavailable, "does not speak TLS: check the port and the scheme of host"
+	}
+	return kind.Unavailable, fmt.Sprintf("gave an answer that cannot be understood (%T); check that host leads to an API server", innermost(err))
+}
+
+// trust names the fields of this type of connection.
+func trust(text string) string {
+	return strings.NewReplacer("tls_ca", "ca_cert", "tls_cert and tls_key", "the client certificate of the kubeconfig").Replace(text)
+}
+
+func innermost(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err
+		}
+		err = next
+	}
+}

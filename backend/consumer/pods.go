@@ -1,0 +1,141 @@
+package consumer
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+)
+
+// patience is how long a new pod may wait for each of these reasons before it
+// counts as broken. What is not listed is part of every start.
+var patience = map[string]time.Duration{
+	"CrashLoopBackOff":           0,
+	"InvalidImageName":           0,
+	"ErrImageNeverPull":          0,
+	"CreateContainerConfigError": 10 * time.Second, // a kubelet may not have seen a new key yet
+	"CreateContainerError":       10 * time.Second,
+	"RunContainerError":          10 * time.Second,
+	"ImagePullBackOff":           30 * time.Second,
+	"ErrImagePull":               time.Minute, // registries have their moments
+}
+
+// podsPerPage bounds one answer of the API server.
+const podsPerPage = 500
+
+// listPods lists the pods that have the labels of a selector.
+func (c *cluster) listPods(ctx context.Context, ns, selector string) ([]corev1.Pod, error) {
+	var out []corev1.Pod
+	o := metav1.ListOptions{LabelSelector: selector, Limit: podsPerPage}
+	for {
+		page, err := c.core.Pods(ns).List(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, page.Items...)
+		if o.Continue = page.Continue; o.Continue == "" {
+			return out, nil
+		}
+	}
+}
+
+// podsOf lists the pods of a workload. Those of another one that the selector
+// finds as well are no concern of it.
+func (c *cluster) podsOf(ctx context.Context, w *workload) ([]corev1.Pod, error) {
+	selector, err := metav1.LabelSelectorAsSelector(w.selector)
+	if err != nil {
+		return nil, kind.Definitely("the selector of %s cannot be read", w)
+	}
+	all, err := c.listPods(ctx, w.namespace, selector.String())
+	if err != nil {
+		return nil, err
+	}
+	var out []corev1.Pod
+	for _, p := range all {
+		if ownedBy(&p, w) {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// ownedBy tells by names alone: reading ReplicaSets would need a right more.
+func ownedBy(p *corev1.Pod, w *workload) bool {
+	owner := metav1.GetControllerOf(p)
+	if owner == nil {
+		return false
+	}
+	if w.kind != deployment {
+		return owner.Kind == w.kind && owner.Name == w.name
+	}
+	hash, ok := strings.CutPrefix(owner.Name, w.name+"-")
+	return owner.Kind == "ReplicaSet" && ok && !strings.Contains(hash, "-")
+}
+
+// terminating pods run until they are gone.
+func terminating(p *corev1.Pod) bool { return p.DeletionTimestamp != nil }
+
+// ended pods run nothing any more: evicted ones stay to be looked at.
+func ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+func ready(p *corev1.Pod) (bool, time.Time) {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue, c.LastTransitionTime.Time
+		}
+	}
+	return false, time.Time{}
+}
+
+// broken says why a pod will not become ready; "" when it may.
+func broken(p *corev1.Pod, now time.Time) string {
+	for _, all := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
+		for _, c := range all {
+			if c.State.Waiting == nil {
+				continue
+			}
+			most, listed := patience[c.State.Waiting.Reason]
+			if listed && now.Sub(p.CreationTimestamp.Time) >= most {
+				return fmt.Sprintf("container %s of pod %s waits: %s%s", c.Name, p.Name, c.State.Waiting.Reason, ending(c))
+			}
+		}
+	}
+	return ""
+}
+
+func ending(c corev1.ContainerStatus) string {
+	if t := c.LastTerminationState.Terminated; t != nil {
+		return fmt.Sprintf(" (exit code %d, %d restarts)", t.ExitCode, c.RestartCount)
+	}
+	return ""
+}
+
+// unsettled says what a ready pod has not been for the length of a stabilization;
+// "" when it has. Nothing is remembered: a pod tells since when it is ready, and a
+// container since when it runs, so that one that restarts begins anew.
+func unsettled(p *corev1.Pod, now time.Time, stabilization time.Duration) string {
+	is, since := ready(p)
+	if !is {
+		return fmt.Sprintf("pod %s is not ready", p.Name)
+	}
+	if left := stabilization - now.Sub(since); left > 0 {
+		return fmt.Sprintf("pod %s is ready since %s, and has to be for %s", p.Name, since.UTC().Format(time.TimeOnly), stabilization)
+	}
+	for _, c := range p.Status.ContainerStatuses {
+		if c.State.Running == nil {
+			return fmt.Sprintf("container %s of pod %s does not run", c.Name, p.Name)
+		}
+		if c.RestartCount > 0 && now.Sub(c.State.Running.StartedAt.Time) < stabilization {
+			return fmt.Sprintf("container %s of pod %s has restarted (%d times), the last time at %s", c.Name, p.Name, c.RestartCount,
+				c.State.Running.StartedAt.UTC().Format(time.TimeOnly))
+		}
+	}
+	return ""
+}

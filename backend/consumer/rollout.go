@@ -1,0 +1,93 @@
+package consumer
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+)
+
+// proof is what tells pods that run with what is delivered from all others.
+type proof struct {
+	// mark is the id that pods of the delivery have; "": somebody else restarts them.
+	mark string
+	// byTime: a pod from after changed counts as well, whoever made it.
+	byTime bool
+	// changed is when the Secrets got what they hold: a pod from after that has read
+	// it.
+	changed time.Time
+	now     time.Time
+}
+
+// isNew reports whether a pod has read what is delivered. Times of Kubernetes have
+// seconds, so that one of the same second counts: the rules of the rollout find
+// the pod that was there before its workload was changed.
+func (p proof) isNew(pod *corev1.Pod) bool {
+	if p.mark != "" && pod.Annotations[Mark] == p.mark {
+		return true
+	}
+	return p.byTime && !pod.CreationTimestamp.Time.Before(p.changed.Truncate(time.Second))
+}
+
+// prove says what a workload waits for until every pod of it runs with what is
+// delivered; "" when each does. The rules of kubectl are not enough: they are
+// content with a rollout that somebody has turned back, with pods that a StatefulSet
+// leaves as they are, and with old pods that go on working while they terminate.
+func prove(w *workload, pods []corev1.Pod, p proof) (string, error) {
+	if w.stalled {
+		return "", kind.Definitely("%s makes no progress (ProgressDeadlineExceeded); look at its pods", w)
+	}
+	living, old := 0, ""
+	var notReady string
+	for i := range pods {
+		pod := &pods[i]
+		isNew := p.isNew(pod)
+		switch {
+		case ended(pod):
+		case terminating(pod):
+			if !isNew {
+				old = fmt.Sprintf("old pod %s still terminates", pod.Name)
+			}
+		case !isNew:
+			living, old = living+1, fmt.Sprintf("pod %s is from before the change", pod.Name)
+		default:
+			living++
+			if why := broken(pod, p.now); why != "" {
+				return "", kind.Definitely("%s: %s; it cannot start with what was delivered, or cannot start at all", w, why)
+			}
+			if is, _ := ready(pod); !is {
+				notReady = fmt.Sprintf("pod %s is not ready", pod.Name)
+			}
+		}
+	}
+	for _, left := range []string{w.left, old, notReady} {
+		if left != "" {
+			return fmt.Sprintf("%s: %s", w, left), nil
+		}
+	}
+	if int32(living) < w.want { //nolint:gosec // a namespace has no 2^31 pods
+		return fmt.Sprintf("%s: %d of %d pods are there", w, living, w.want), nil
+	}
+	return "", nil
+}
+
+// look proves one workload by what the cluster says now. pods are all of it.
+func (s *step) look(w *workload, pods []corev1.Pod, changed time.Time) (string, error) {
+	p := proof{byTime: true, changed: changed, now: s.now}
+	if s.c.Mode == Restart {
+		p.mark, p.byTime = s.d.ID, w.mark() != s.d.ID
+	}
+	left, err := prove(w, pods, p)
+	if err == nil && p.mark != "" && p.byTime && left != "" && w.left == "" {
+		err = kind.Definitely("%s was restarted, and something has taken the annotation %s away (%s); let what manages it ignore annotations of the template, or restart it by that and set mode=observe", w, Mark, left)
+	}
+	return left, err
+}
+
+// marked reports whether pods of a workload are of this delivery.
+func marked(pods []corev1.Pod, id string) bool {
+	return slices.ContainsFunc(pods, func(p corev1.Pod) bool { return p.Annotations[Mark] == id })
+}
