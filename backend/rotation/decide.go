@@ -356,6 +356,10 @@ func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) strin
 			if d.role.Run.Adopted {
 				return fmt.Sprintf("node %s refuses the initial_password of user %q", n.Node, user)
 			}
+			if d.role.Root() {
+				return fmt.Sprintf("node %s refuses the current version (%d) of user %q; set its password there, and write connections/%s with that and force=true",
+					n.Node, current.Number, user, d.role.Connection)
+			}
 			return fmt.Sprintf("node %s refuses the current version (%d) of user %q; run reconcile/%s/%s",
 				n.Node, current.Number, user, d.role.Kind, d.role.Name)
 		}
@@ -365,6 +369,9 @@ func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) strin
 		if d.role.Run.Adopted {
 			return fmt.Sprintf("node %s accepts further passwords for user %s besides initial_password; "+
 				"remove them, or set overwrite_existing=true", n.Node, user)
+		}
+		if d.role.Root() {
+			return fmt.Sprintf("node %s accepts passwords for user %s that this engine does not know; remove them", n.Node, user)
 		}
 		return fmt.Sprintf("node %s accepts passwords for user %s that this engine does not know; "+
 			"remove them, or run reconcile/%s/%s, which leaves only the current version",
