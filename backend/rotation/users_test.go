@@ -2,11 +2,16 @@ package rotation
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 	"github.com/stretchr/testify/require"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
 // TestLooksAreApart: roles whose connection cannot be read hold up no other.
@@ -37,4 +42,31 @@ func TestLooksAreApart(t *testing.T) {
 		require.Equal(t, Reconcile, w.role("a").LastRun.Trigger)
 		require.False(t, w.role("b").LookAt.After(time.Now()), "it was not looked at")
 	})
+}
+
+// TestHugeProfile: a user that takes long to describe does not make its role too large
+// to be stored.
+func TestHugeProfile(t *testing.T) {
+	r := &Role{Name: "a", Kind: "fake", Connection: "c", Target: "t", Spec: kind.Spec{Username: "u", Strategy: kind.Overlap}, Run: &Run{Phase: Preflight, Trigger: Manual}}
+	r.Add(kind.Material{Username: "u", Secret: "x"}, "", time.Now())
+	r.Promote(time.Now())
+	var profile []string
+	for i := range 9000 {
+		profile = append(profile, fmt.Sprintf("&%05d%s", i, strings.Repeat("x", 24)))
+	}
+	d := &decider{role: r, now: time.Now(), config: DefaultConfig(), pause: pause, facts: &facts{
+		finding: &kind.Finding{Profile: profile}, asked: r.All(), answer: &kind.Answer{Nodes: []kind.NodeAnswer{{Node: "n", Accepts: []bool{true}}}},
+	}}
+	s := d.decide()
+	require.Equal(t, store, s.act)
+	raw, err := jsonutil.EncodeJSON(s.next)
+	require.NoError(t, err)
+	require.Less(t, len(raw), maxRoleEntry)
+	require.NoError(t, s.next.roomy())
+
+	// Two users have to be the same, and cannot.
+	r.Spec = kind.Spec{Usernames: []string{"u", "v"}, Strategy: kind.Alternate}
+	s = d.decide()
+	require.Equal(t, finish, s.act)
+	require.Contains(t, s.ended.Error, "KiB")
 }
