@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/helper/jsonutil"
+	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
@@ -69,4 +70,21 @@ func TestHugeProfile(t *testing.T) {
 	s = d.decide()
 	require.Equal(t, finish, s.act)
 	require.Contains(t, s.ended.Error, "KiB")
+}
+
+// TestTombstonesOfManyUsers: what earlier roles of a name were leaves room for what they
+// hold.
+func TestTombstonesOfManyUsers(t *testing.T) {
+	e := New(Options{Storage: &logical.InmemStorage{}, Active: func() bool { return true }})
+	var profile []string
+	for i := range 480 {
+		profile = append(profile, fmt.Sprintf("%05d%s", i, strings.Repeat("x", 95)))
+	}
+	for i := range 10 {
+		r := &Role{Name: "a", Kind: "fake", Connection: "c", Target: "t", Profile: profile, Spec: kind.Spec{Username: fmt.Sprint("u", i), Strategy: kind.Overlap}}
+		r.Add(kind.Material{Username: fmt.Sprint("u", i), Secret: "x"}, "", time.Now())
+		r.Promote(time.Now())
+		require.NoError(t, e.st.PutRole(t.Context(), nil, r))
+		require.NoError(t, e.Delete(t.Context(), "a"), i)
+	}
 }
