@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
 // TestLooksAreApart: roles whose connection cannot be read hold up no other.
@@ -87,4 +88,29 @@ func TestTombstonesOfManyUsers(t *testing.T) {
 		require.NoError(t, e.st.PutRole(t.Context(), nil, r))
 		require.NoError(t, e.Delete(t.Context(), "a"), i)
 	}
+}
+
+// TestRollbackToTheUserInUse: a rollback that was decided before another rotation, and
+// begins after it, would have one user accept both.
+func TestRollbackToTheUserInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, shapeOf(t, []string{"strategy=alternate"}), plan{})
+		w.run()
+		defer w.close()
+		w.seed("a", nil)
+		for range 2 {
+			w.rotate("a")
+			w.idle("a")
+		}
+		// decided before the second rotation, begun after it
+		err := w.do("rollback", func(ctx context.Context, e *Engine) error {
+			_, err := e.Begin(ctx, Request{Trigger: Rollback, Roles: []string{"a"}, Source: 1})
+			return err
+		})
+		require.NoError(t, err)
+		w.idle("a")
+		w.finish()
+		require.Equal(t, Failed, w.role("a").LastRun.State)
+		require.Equal(t, 3, numberOf(w.role("a").With(version.Current)))
+	})
 }
