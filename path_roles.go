@@ -2,6 +2,7 @@ package harmonyflow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -612,11 +613,26 @@ func (b *backend) permit(ctx context.Context, roles []*rotation.Role) []error {
 	errs := make([]error, len(roles))
 	e, err := b.connections.Must(ctx, roles[0].Connection)
 	for i, r := range roles {
-		if errs[i] = err; err == nil && !r.Root() {
+		switch {
+		case err != nil:
+			errs[i] = err
+		case r.Root():
+			errs[i] = b.permitRoot(ctx, e)
+		default:
 			errs[i] = allows(e, r)
 		}
 	}
 	return errs
+}
+
+// permitRoot is permit for the admin credential of a connection.
+func (b *backend) permitRoot(ctx context.Context, e *connection.Entry) error {
+	err := b.soleAdmin(ctx, e)
+	var shared *rotation.Conflict
+	if errors.As(err, &shared) {
+		err = kind.Definitely("%s", shared.Text)
+	}
+	return err
 }
 
 // initialMaterial reads the secret that is to be adopted; nil for none.

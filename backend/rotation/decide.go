@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
+
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
@@ -364,6 +366,10 @@ func (d *decider) problem() string {
 	if len(finding.Problems) > 0 {
 		return strings.Join(finding.Problems, "; ")
 	}
+	if d.role.alternates() && !keepable(finding.Profile) {
+		return fmt.Sprintf("what user %q may do takes more than %d KiB to describe, so that no other can be kept like it: give it fewer rules, or rotate it with another strategy",
+			d.role.inUse(), maxProfile>>10)
+	}
 	if run.Trigger == Reconcile {
 		return ""
 	}
@@ -396,6 +402,10 @@ func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) strin
 			if d.role.Run.Adopted {
 				return fmt.Sprintf("node %s refuses the initial_password of user %q", n.Node, user)
 			}
+			if d.role.Root() {
+				return fmt.Sprintf("node %s refuses the current version (%d) of user %q; set its password there, and write connections/%s with that and force=true",
+					n.Node, current.Number, user, d.role.Connection)
+			}
 			return fmt.Sprintf("node %s refuses the current version (%d) of user %q; run reconcile/%s/%s",
 				n.Node, current.Number, user, d.role.Kind, d.role.Name)
 		}
@@ -405,6 +415,9 @@ func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) strin
 		if d.role.Run.Adopted {
 			return fmt.Sprintf("node %s accepts further passwords for user %s besides initial_password; "+
 				"remove them, or set overwrite_existing=true", n.Node, user)
+		}
+		if d.role.Root() {
+			return fmt.Sprintf("node %s accepts passwords for user %s that this engine does not know; remove them", n.Node, user)
 		}
 		return fmt.Sprintf("node %s accepts passwords for user %s that this engine does not know; "+
 			"remove them, or run reconcile/%s/%s, which leaves only the current version",
@@ -886,10 +899,23 @@ func (d *decider) event(on event, reason string) step {
 		d.remember(next, d.facts.answer.Nodes)
 		next.Run.Adopted = run.Adopted && d.acceptedEverywhere(next.With(version.Pending))
 		if profile := d.facts.finding.Profile; len(profile) > 0 {
-			next.Profile = profile
+			next.Profile = nil
+			if keepable(profile) {
+				next.Profile = profile
+			}
 		}
 	}
 	return step{act: store, next: next}
+}
+
+// maxProfile bounds what an entry keeps of what a user was found to be.
+const maxProfile = 64 << 10
+
+// keepable reports whether a profile may go into an entry. One that is larger is not
+// remembered: its user is not made again, and has none that is made like it.
+func keepable(profile []string) bool {
+	raw, err := jsonutil.EncodeJSON(profile)
+	return err == nil && len(raw) <= maxProfile
 }
 
 func (d *decider) acceptedEverywhere(v *version.Version) bool {

@@ -55,6 +55,11 @@ func (e *Engine) Examine(ctx context.Context, names []string) ([]Report, error) 
 	return e.examine(ctx, roles)
 }
 
+// ExamineNew is Examine for a role that is not stored.
+func (e *Engine) ExamineNew(ctx context.Context, r *Role) ([]Report, error) {
+	return e.examine(ctx, []*Role{r})
+}
+
 // ExamineSessions is Examine for one role, and tells who is logged in with the
 // previous version of it.
 func (e *Engine) ExamineSessions(ctx context.Context, name string) (Report, error) {

@@ -273,6 +273,9 @@ func (e *Engine) material(r *Role) (kind.Material, error) {
 		if v == nil {
 			return kind.Material{}, kind.Definitely("version %d is no longer kept", r.Run.Source)
 		}
+		if !r.turnsTo(v.Material) { // it was not when this was asked for
+			return kind.Material{}, kind.Definitely("version %d is one of user %q, which is in use by now; ask again", r.Run.Source, v.Material.Username)
+		}
 		return r.renewed(v.Material, time.Now()), nil
 	}
 	k := e.o.Kind(r.Kind)

@@ -339,6 +339,7 @@ func (e *Engine) entomb(ctx context.Context, r *Role) error {
 		return err
 	}
 	if earlier != nil && (r.Root() || !r.sameUser(earlier.Role)) {
+		earlier.Role.Profile = nil // it is found anew, and would crowd out credentials
 		t.Earlier = earlier
 	}
 	return e.st.putTombstone(ctx, t)

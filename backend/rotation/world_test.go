@@ -402,6 +402,7 @@ func (w *world) newRole(name string) *Role {
 	}
 	if w.shape.strategy == kind.Alternate {
 		r.Spec.Usernames, r.Spec.Username = []string{"u-" + name, "u-" + name + "2"}, ""
+		r.Spec.CloseConnections = true
 	}
 	if w.shape.keeper {
 		r.Spec.Username, r.Spec.Mount, r.Spec.Key = "", "mount", name
