@@ -516,7 +516,7 @@ func (e *Engine) surveyOf(ctx context.Context, r *Role) surveyed {
 	var out surveyed
 	for i, s := range found {
 		if s.Err != nil && !kind.IsDefinite(s.Err) {
-			out.err = cmp.Or(out.err, error(fmt.Errorf("consumer %q: %w", r.Consumers[i], s.Err)))
+			out.err = cmp.Or(out.err, fmt.Errorf("consumer %q: %w", r.Consumers[i], s.Err))
 		} else if s.Err != nil {
 			s.Problems = append(s.Problems, s.Err.Error())
 		}

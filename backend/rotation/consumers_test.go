@@ -27,7 +27,6 @@ type clusterWorld struct {
 	restarts     map[string]int                      // by consumer and delivery
 	total        int
 	bad          map[string]bool // secrets that pods do not start with
-	busy         map[string]string
 }
 
 // fakeConsumers is what one instance sees of clusters.

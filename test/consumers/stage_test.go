@@ -63,7 +63,7 @@ func (b *bed) scene(t *testing.T, name string) *scene {
 }
 
 func (s *scene) reaches(c *kube.Cluster) map[string]any {
-	return map[string]any{"type": "kubernetes", "host": c.Host, "ca_cert": string(c.CA), "token": c.Token, "allowed_roles": "*"}
+	return map[string]any{"type": "kubernetes", "host": c.Host, "ca_cert": c.CA, "token": c.Token, "allowed_roles": "*"}
 }
 
 func (s *scene) write(path string, data map[string]any) (map[string]any, error) {
