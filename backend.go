@@ -102,6 +102,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathConfig(),
 			b.pathConnections(),
 			b.pathRotateRoot(),
+			b.pathConsumers(),
 			b.pathRoles(),
 			b.pathCreds(),
 			b.pathDocuments(),

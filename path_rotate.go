@@ -208,7 +208,7 @@ func planned(req *logical.Request, reports []rotation.Report) *logical.Response 
 		if i < maxLines {
 			data[part.Label()] = line
 		}
-		roles[part.Key()] = map[string]any{"kind": rep.Role.Kind, "plan": line, "error": problem, "notes": orEmpty(rep.Notes)}
+		roles[part.Key()] = map[string]any{"kind": rep.Role.Kind, "plan": line, "consumers": orEmpty(rep.Plan), "error": problem, "notes": orEmpty(rep.Notes)}
 	}
 	data["roles"], data["summary"] = roles, fmt.Sprintf("%d of %s could be rotated now; nothing was changed", ready, count(len(reports), "role"))
 	return &logical.Response{Data: data}

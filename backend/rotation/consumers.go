@@ -534,6 +534,13 @@ func (e *Engine) surveyOf(ctx context.Context, r *Role) surveyed {
 // surveyProblem is a definite reason against the rotation at its consumers, or "".
 func (s *surveyed) problem() string { return strings.Join(s.problems, "; ") }
 
+func (s *surveyed) definite() error {
+	if len(s.problems) == 0 {
+		return nil
+	}
+	return errors.New(s.problem())
+}
+
 // reservation says whose a consumer is.
 type reservation struct {
 	Rotation string   `json:"rotation"`

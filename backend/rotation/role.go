@@ -299,12 +299,17 @@ const laneOfConsumer = "consumer/"
 
 // lane is what a role's work shares with that of others: kind and connections.
 func (r *Role) lane() string {
+	if run := r.Run; run != nil && r.isDelivery(run.Phase) {
+		return laneOfConsumer + r.Consumers[0] // a cluster that hangs holds up its consumers alone
+	}
+	return r.targetLane()
+}
+
+// targetLane is the same without consumers: roles of one share calls to a target.
+func (r *Role) targetLane() string {
 	lane := r.Kind + "/" + r.Connection
 	if r.Root() { // it does not wait behind hundreds of roles that log in with it
 		return lane + "/root"
-	}
-	if run := r.Run; run != nil && r.delivers() && (run.Phase == Sync || run.Phase == Restart || run.Phase == Check) {
-		return laneOfConsumer + r.Consumers[0] // a cluster that hangs holds up its consumers alone
 	}
 	if c := r.Place.Connection; c != "" && c != r.Connection {
 		lane += "/" + c
