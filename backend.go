@@ -20,6 +20,7 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/buildinfo"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/consumer"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
@@ -37,6 +38,7 @@ type backend struct {
 	documents   *publish.Documents
 	vaults      *vault.Clients
 	remote      *publish.Remote
+	consumers   *consumer.Store
 	engine      *rotation.Engine
 	kinds       []kindEntry
 	// connectionTypes is the registry of that name.
@@ -74,6 +76,8 @@ func newBackend(conf *logical.BackendConfig) *backend {
 	b.documents = publish.NewDocuments(b.storage)
 	b.vaults = vault.New(b.connections.Must, conf.Logger)
 	b.remote = publish.NewRemote(b.vaults)
+	b.consumers = consumer.NewStore(b.storage)
+	clusters := consumer.New(consumer.Options{Entry: b.connections.Must, MayCall: b.mayCall})
 	b.engine = rotation.New(rotation.Options{
 		Storage:    b.storage,
 		Logger:     conf.Logger,
@@ -86,6 +90,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		Publish:    b.documents.Publish,
 		PublishTo:  b.remote.Publish,
 		Reach:      b.reach,
+		Consumers:  deliverer{b.consumers, clusters},
 		Active:     b.active,
 	})
 	b.Backend = &framework.Backend{
@@ -106,6 +111,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathRotate(),
 			b.pathRotations(),
 			b.pathRollback(),
+			b.pathResume(),
 			b.pathRetire(),
 			b.pathAck(),
 			b.pathReconcile(),

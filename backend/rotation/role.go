@@ -497,6 +497,9 @@ type Config struct {
 	Freeze       bool          `json:"freeze"`
 	FreezeUntil  time.Time     `json:"freeze_until,omitzero"` // zero: until it is ended
 	FreezeReason string        `json:"freeze_reason,omitempty"`
+	// AllowedHosts are those that checks may send requests to: names, or *. and a
+	// domain.
+	AllowedHosts []string `json:"allowed_hosts,omitempty"`
 }
 
 // Frozen reports whether no rotation may start now. A freeze that has an end
