@@ -164,7 +164,10 @@ func (b *backend) writeConnection(ctx context.Context, req *logical.Request, d *
 	if err := b.putIdentified(ctx, before, e, info); err != nil {
 		return nil, err
 	}
-	return resp, b.scheduleRoot(ctx, e, req, d)
+	if err := b.scheduleRoot(ctx, e, req, d); err != nil {
+		return nil, err // with an answer beside it Vault would take it for the client's fault
+	}
+	return resp, nil
 }
 
 // loosened says what a change of a connection gives up.
