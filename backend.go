@@ -20,6 +20,7 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/buildinfo"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/consumer"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
@@ -34,6 +35,7 @@ type backend struct {
 
 	storage     *storage.Fenced
 	connections *connection.Store
+	consumers   *consumer.Store
 	documents   *publish.Documents
 	vaults      *vault.Clients
 	remote      *publish.Remote
@@ -71,6 +73,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 	b := &backend{kinds: kinds(), connectionTypes: connectionTypes(), answerWithin: answerWithin}
 	b.storage = storage.Fence(conf.StorageView)
 	b.connections = connection.NewStore(b.storage, b.rootOf)
+	b.consumers = consumer.NewStore(b.storage)
 	b.documents = publish.NewDocuments(b.storage)
 	b.vaults = vault.New(b.connections.Must, conf.Logger)
 	b.remote = publish.NewRemote(b.vaults)
@@ -99,6 +102,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathRotateRoot(),
 			b.pathRoles(),
 			b.pathCreds(),
+			b.pathConsumers(),
 			b.pathDocuments(),
 			b.pathData(),
 			b.pathMetadata(),
