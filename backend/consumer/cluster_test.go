@@ -108,7 +108,7 @@ func (w *world) store(t *testing.T) {
 		}
 		data := map[string]any{"data": map[string]any{"data": body, "metadata": map[string]any{"version": 1}}}
 		if strings.HasSuffix(r.URL.Path, "/lookup-self") {
-			data = map[string]any{"data": map[string]any{"type": "service", "ttl": 3600}}
+			data = map[string]any{"data": map[string]any{"type": "service", "ttl": 3600, "expire_time": time.Now().Add(time.Hour).Format(time.RFC3339)}}
 		}
 		_ = json.NewEncoder(rw).Encode(data)
 	}))
