@@ -50,6 +50,8 @@ var (
 func explainStatus(s metav1.Status) (kind.Class, string) {
 	what := described(s)
 	switch {
+	case admission.MatchString(s.Message): // with 403 or 422
+		return kind.Unavailable, "does not permit it: " + forbidden(s, what)
 	case s.Code == http.StatusUnauthorized:
 		return kind.Unavailable, "refuses the token: it has ended or was revoked; write the connection with a new one"
 	case s.Code == http.StatusForbidden:
