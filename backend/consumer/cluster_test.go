@@ -71,7 +71,7 @@ type world struct {
 
 	mu     sync.Mutex
 	served map[string]string
-	stale  map[string]string // what is answered first, once
+	stale  map[string]string // what is answered as long as it is there
 }
 
 func newWorld(t *testing.T, cluster *kube.Cluster, ns string) *world {
@@ -103,8 +103,8 @@ func (w *world) store(t *testing.T) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		body := maps.Clone(w.served)
-		if w.stale != nil && strings.Contains(r.URL.Path, "/data/") {
-			body, w.stale = w.stale, nil
+		if w.stale != nil {
+			body = w.stale
 		}
 		data := map[string]any{"data": map[string]any{"data": body, "metadata": map[string]any{"version": 1}}}
 		if strings.HasSuffix(r.URL.Path, "/lookup-self") {
@@ -316,7 +316,7 @@ func testSameSecond(t *testing.T, w *world) {
 	}
 }
 
-// A Vault that is not up to date answers once with the old value: the
+// A Vault that is not up to date answers with the old value: the
 // ExternalSecret says that it has synced, and would not read again for an hour.
 func testStaleRead(t *testing.T, w *world) {
 	w.store(t)
@@ -333,6 +333,9 @@ func testStaleRead(t *testing.T, w *world) {
 		require.False(t, p.Done)
 		return p.Err != nil && strings.Contains(p.Err.Error(), "is what role db serves")
 	}, 30*time.Second, 100*time.Millisecond)
+	w.mu.Lock()
+	w.stale = nil
+	w.mu.Unlock()
 	w.k.Now = func() time.Time { return time.Now().Add(20 * time.Second) }
 	told := w.until(t, w.k.Sync, c, d)
 	require.Contains(t, told, "ExternalSecret db-creds: forced to sync")

@@ -66,6 +66,12 @@ func explainStatus(s metav1.Status) (kind.Class, string) {
 	return kind.Unavailable, fmt.Sprintf("answered about %s with %d %.40s", what, s.Code, s.Reason)
 }
 
+// refused reports whether a role, a policy or a webhook of the cluster said no.
+func refused(err error) bool {
+	var answer apierrors.APIStatus
+	return apierrors.IsForbidden(err) || errors.As(err, &answer) && admission.MatchString(answer.Status().Message)
+}
+
 func described(s metav1.Status) string {
 	if s.Details == nil || s.Details.Kind == "" && s.Details.Name == "" {
 		return "a request"

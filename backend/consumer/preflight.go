@@ -222,8 +222,8 @@ func (s *step) lintWorkload(ctx context.Context, w *workload, f *Finding) error 
 	if err == nil || kind.IsDefinite(s.explain(err)) {
 		return err
 	}
-	if text := s.explain(err).Error(); strings.Contains(text, "policy ") || strings.Contains(text, "is refused") {
-		f.problem("%s cannot be restarted: %s", w, text)
+	if refused(err) {
+		f.problem("%s cannot be restarted: %v", w, s.explain(err))
 		return nil
 	}
 	return err

@@ -113,7 +113,7 @@ func ofSecret(o *corev1.Secret) *secret {
 func dataChanged(meta metav1.ObjectMeta) time.Time {
 	at := meta.CreationTimestamp.Time
 	for _, f := range meta.ManagedFields {
-		if f.FieldsV1 != nil && f.Time != nil && bytes.Contains(f.FieldsV1.Raw, []byte(`"f:data"`)) && f.Time.After(at) {
+		if f.FieldsV1 != nil && f.Time != nil && strings.Contains(f.FieldsV1.GetRawString(), `"f:data"`) && f.Time.After(at) {
 			at = f.Time.Time
 		}
 	}
