@@ -162,6 +162,35 @@ func testObserve(t *testing.T, w *world) {
 	require.Empty(t, o.Spec.Template.Annotations[Mark])
 }
 
+// testShared: two consumers name one workload, and two deliveries are under way.
+func testShared(t *testing.T, w *world) {
+	w.deploy(t, deployment, "web", 2, map[string]string{kube.ReadyAfter: "1s"})
+	w.rolledOut(t, deployment, "web")
+	c := w.plain(t, Workload{Kind: deployment, Name: "web"})
+	a, b := delivery("a", "second"), delivery("b", "second")
+	doneA, doneB := false, false
+	require.Eventually(t, func() bool {
+		one, two := w.k.Restart(w.ctx, c, a), w.k.Restart(w.ctx, c, b)
+		require.NoError(t, one.Err)
+		require.NoError(t, two.Err)
+		doneA, doneB = doneA || one.Done, doneB || two.Done
+		return doneA && doneB
+	}, time.Minute, 50*time.Millisecond)
+	w.until(t, w.k.Check, c, a)
+	w.until(t, w.k.Check, c, b)
+	o, err := w.Apps.Deployments(w.ns).Get(w.ctx, "web", metav1.GetOptions{})
+	require.NoError(t, err)
+	require.LessOrEqual(t, o.Generation, int64(3), "each has restarted it once, at most")
+
+	// What another one restarted before the change does not do.
+	require.NoError(t, w.PutSecret(w.ctx, w.ns, "plain", map[string]string{"password": "third"}))
+	d := delivery("d", "third")
+	w.until(t, w.k.Restart, c, d)
+	o, err = w.Apps.Deployments(w.ns).Get(w.ctx, "web", metav1.GetOptions{})
+	require.NoError(t, err)
+	require.Equal(t, "d", o.Spec.Template.Annotations[Mark])
+}
+
 func testWorkloadLint(t *testing.T, w *world) {
 	w.deploy(t, deployment, "good", 1, nil)
 	w.deploy(t, deployment, "paused", 1, nil, "paused: true")

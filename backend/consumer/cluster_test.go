@@ -43,6 +43,7 @@ func TestCluster(t *testing.T) {
 			"parent":        testParent,
 			"mark-taken":    testMarkTaken,
 			"observe":       testObserve,
+			"shared":        testShared,
 			"workload-lint": testWorkloadLint,
 			"checks":        testChecks,
 			"rights":        testRights,

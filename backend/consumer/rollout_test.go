@@ -70,7 +70,7 @@ func web(want int32, change ...func(*appsv1.Deployment)) *workload {
 func TestProof(t *testing.T) {
 	t.Parallel()
 	restart := proof{mark: "r2", now: noon}
-	observe := proof{byTime: true, changed: noon.Add(-time.Minute), now: noon}
+	observe := proof{since: noon.Add(-time.Minute), now: noon}
 	for name, c := range map[string]struct {
 		w    *workload
 		pods []corev1.Pod

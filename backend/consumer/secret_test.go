@@ -67,6 +67,8 @@ func TestWhenASecretChanged(t *testing.T) {
 		{Time: at(2)},
 	}}
 	require.Equal(t, at(5).Time, dataChanged(meta))
+	meta.ManagedFields[0].FieldsV1 = metav1.NewFieldsV1(`{"f:stringData":{"f:password":{}}}`)
+	require.Equal(t, at(5).Time, dataChanged(meta))
 	require.Equal(t, at(0).Time, dataChanged(metav1.ObjectMeta{CreationTimestamp: *at(0)}))
 }
 
