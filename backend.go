@@ -35,10 +35,10 @@ type backend struct {
 
 	storage     *storage.Fenced
 	connections *connection.Store
-	consumers   *consumer.Store
 	documents   *publish.Documents
 	vaults      *vault.Clients
 	remote      *publish.Remote
+	consumers   *consumer.Store
 	engine      *rotation.Engine
 	kinds       []kindEntry
 	// connectionTypes is the registry of that name.
@@ -73,10 +73,11 @@ func newBackend(conf *logical.BackendConfig) *backend {
 	b := &backend{kinds: kinds(), connectionTypes: connectionTypes(), answerWithin: answerWithin}
 	b.storage = storage.Fence(conf.StorageView)
 	b.connections = connection.NewStore(b.storage, b.rootOf)
-	b.consumers = consumer.NewStore(b.storage)
 	b.documents = publish.NewDocuments(b.storage)
 	b.vaults = vault.New(b.connections.Must, conf.Logger)
 	b.remote = publish.NewRemote(b.vaults)
+	b.consumers = consumer.NewStore(b.storage)
+	clusters := consumer.New(consumer.Options{Entry: b.connections.Must, MayCall: b.mayCall})
 	b.engine = rotation.New(rotation.Options{
 		Storage:    b.storage,
 		Logger:     conf.Logger,
@@ -89,6 +90,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		Publish:    b.documents.Publish,
 		PublishTo:  b.remote.Publish,
 		Reach:      b.reach,
+		Consumers:  deliverer{b.consumers, clusters},
 		Active:     b.active,
 	})
 	b.Backend = &framework.Backend{
@@ -100,9 +102,9 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathConfig(),
 			b.pathConnections(),
 			b.pathRotateRoot(),
+			b.pathConsumers(),
 			b.pathRoles(),
 			b.pathCreds(),
-			b.pathConsumers(),
 			b.pathDocuments(),
 			b.pathData(),
 			b.pathMetadata(),
@@ -110,6 +112,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathRotate(),
 			b.pathRotations(),
 			b.pathRollback(),
+			b.pathResume(),
 			b.pathRetire(),
 			b.pathAck(),
 			b.pathReconcile(),

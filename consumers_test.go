@@ -1,7 +1,6 @@
 package harmonyflow
 
 import (
-	"encoding/json"
 	"net/http"
 	"testing"
 
@@ -77,12 +76,12 @@ func TestConsumers(t *testing.T) {
 		},
 		"mode": "restart", "rollout_timeout": int64(300), "stabilization": int64(60), "max_parallel": int64(0), "restart_operator": "",
 		"checks": []any{
-			map[string]any{"type": "http", "service": "http:web:8080", "path": "/healthz", "times": json.Number("3"), "timeout": json.Number("90")},
+			map[string]any{"type": "http", "service": "http:web:8080", "path": "/healthz", "times": float64(3), "timeout": int64(90)},
 			map[string]any{"type": "logs", "forbid": "(?i)auth.*failed"},
 		},
 	}
 	require.Equal(t, want, m.read("consumers/web").data)
-	require.Equal(t, map[string]any{"connection": "prod", "namespace": "app"}, m.list("consumers/").data["key_info"].(map[string]any)["web"])
+	require.Equal(t, map[string]any{"connection": "prod", "namespace": "app", "mode": "restart"}, m.list("consumers/").data["key_info"].(map[string]any)["web"])
 
 	// What is read can be written, and what is not given stays.
 	m.must("consumers/web", m.read("consumers/web").data)
@@ -111,14 +110,14 @@ func TestConsumersThatCannotBe(t *testing.T) {
 	check := func(c string) map[string]any { return map[string]any{"checks": "[" + c + "]"} }
 	for says, data := range map[string]map[string]any{
 		`connection "gone" does not exist`: {"connection": "gone"},
-		"connection is missing":            {"connection": ""},
+		"connection":                       {"connection": ""},
 		"namespace is missing":             {"namespace": ""},
 		"namespace is":                     {"namespace": "No"},
 		"has nothing to do":                {"secrets": ""},
 		"mode is":                          {"mode": "eventually"},
 		"no workloads to observe":          {"mode": "observe"},
-		"workloads cannot be read":         {"workloads": `[{"kind":"Deployment"}]`},
-		"workloads is no JSON array":       {"workloads": `deployment/web`},
+		`with name "" and selector ""`:     {"workloads": `[{"kind":"Deployment"}]`},
+		"workloads is no JSON list":        {"workloads": `deployment/web`},
 		`unknown field "replicas"`:         {"workloads": `[[{"kind":"Deployment","name":"web","replicas":3}]]`},
 		"workloads has kind":               {"workloads": `[[{"kind":"Job","name":"web"}]]`},
 		"give one of them":                 {"workloads": `[[{"kind":"Deployment"}]]`},
@@ -145,9 +144,9 @@ func TestConsumersThatCannotBe(t *testing.T) {
 		"no regular expression":            check(`{"type":"logs","forbid":"("}`),
 		"give a comparison":                check(`{"type":"prometheus","url":"https://p.example.com","query":"up","expect":"0"}`),
 		"query is not for type pods, which takes selector": check(`{"type":"pods","query":"up"}`),
-		"times is":                check(`{"type":"pods","selector":"a=b","times":1000}`),
-		"timeout is no duration":  check(`{"type":"pods","selector":"a=b","timeout":"soon"}`),
-		"it is no JSON from byte": {"checks": `[{"type":]`},
+		"times is":                    check(`{"type":"pods","selector":"a=b","times":1000}`),
+		"give a duration such as 30s": check(`{"type":"pods","selector":"a=b","timeout":"soon"}`),
+		"checks is no JSON list":      {"checks": `[{"type":]`},
 	} {
 		all := map[string]any{}
 		for k, v := range base {

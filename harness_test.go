@@ -447,7 +447,7 @@ func (s *watchedStorage) noteLocked(secret, from string) {
 func (s *watchedStorage) note(data map[string]any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, field := range []string{"password", "initial_password", "initial_value"} {
+	for _, field := range []string{"password", "initial_password", "initial_value", "sentinel_password"} {
 		if v, ok := data[field].(string); ok && len(v) < 4096 {
 			s.noteLocked(v, "given as "+field)
 		}

@@ -139,6 +139,9 @@ func (b *backend) identify(ctx context.Context, name string) error {
 		return conflict("connection %q was written by another request; try again", name)
 	}
 	e := *before
+	if err := b.moveRoot(ctx, before, &e, info, false); err != nil {
+		return err
+	}
 	return b.putIdentified(ctx, before, &e, info)
 }
 
@@ -162,6 +165,12 @@ func (b *backend) others(ctx context.Context, e *connection.Entry) ([]*connectio
 // putIdentified stores a connection with the identity of its target; info is nil
 // where that was not looked at.
 func (b *backend) putIdentified(ctx context.Context, before, e *connection.Entry, info *connection.Info) error {
+	return b.identified(ctx, before, e, info, func() error { return b.connections.Put(ctx, e) })
+}
+
+// identified gives a connection the identity of its target, and calls put unless
+// that refuses it.
+func (b *backend) identified(ctx context.Context, before, e *connection.Entry, info *connection.Info, put func() error) error {
 	// One at a time: of two new connections to one target the second has to see
 	// the first.
 	b.identities.Lock()
@@ -176,7 +185,7 @@ func (b *backend) putIdentified(ctx context.Context, before, e *connection.Entry
 		}
 	}
 	if e.Identity == "" {
-		return b.connections.Put(ctx, e)
+		return put()
 	}
 	for _, k := range others {
 		if k.Identity != "" && k.Identity != e.Identity && e.Overlaps(k) {
@@ -193,7 +202,7 @@ func (b *backend) putIdentified(ctx context.Context, before, e *connection.Entry
 		if err := rotatedAdmin(e, owner); err != nil {
 			return err
 		}
-		return b.connections.Put(ctx, e)
+		return put()
 	})
 }
 

@@ -19,6 +19,10 @@ func (b *backend) pathConfig() []*framework.Path {
 		"grace_period":  durationField("How long the previous version stays accepted after promotion, where a role does not say. Default 1h."),
 		"keep_versions": intField("How many versions of a role are kept, where it does not say. Default 5."),
 		"workers":       intField("How many batches of roles are worked on at once. Default 32."),
+		"allowed_hosts": {
+			Type:        framework.TypeCommaStringSlice,
+			Description: "Hosts that the checks of consumers may send requests to: names or addresses without a port, or *. and a domain. Default none.",
+		},
 		"freeze":        boolField("While true no rotation starts, scheduled or manual. Running ones go on; slots stay due, or run out of their window."),
 		"freeze_until":  stringField("The freeze ends by itself then: RFC 3339, or a duration from now. Empty: when freeze=false is written."),
 		"freeze_reason": stringField("Why, in words; told to everybody whose rotation is refused."),
@@ -51,6 +55,7 @@ func (b *backend) readConfig(ctx context.Context, _ *logical.Request, _ *framewo
 		"grace_period":  seconds(c.GracePeriod),
 		"keep_versions": int64(c.KeepVersions),
 		"workers":       int64(c.Workers),
+		"allowed_hosts": orEmpty(c.AllowedHosts),
 		"freeze":        c.Freeze,
 		"freeze_until":  formatTime(c.FreezeUntil),
 		"freeze_reason": c.FreezeReason,
@@ -81,6 +86,12 @@ func applyConfig(c *rotation.Config, req *logical.Request, d *framework.FieldDat
 	if v, ok := d.GetOk("workers"); ok {
 		if c.Workers = int(v.(int64)); c.Workers == 0 {
 			c.Workers = defaults.Workers
+		}
+	}
+	setStrings(d, "allowed_hosts", &c.AllowedHosts)
+	for _, host := range c.AllowedHosts {
+		if host == "" || strings.ContainsAny(host, "/@ ") || strings.Contains(strings.TrimPrefix(host, "*."), "*") {
+			return fmt.Errorf("allowed_hosts holds %.64q; give names or addresses without a port, or *. and a domain", host)
 		}
 	}
 	if err := applyFreeze(c, d, time.Now()); err != nil {

@@ -13,7 +13,6 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
-	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
 func (b *backend) pathConnections() []*framework.Path {
@@ -159,15 +158,16 @@ func (b *backend) writeConnection(ctx context.Context, req *logical.Request, d *
 		}
 		resp.Warnings = append(resp.Warnings, more...)
 	}
-	if replaces { // first: what is replaced must not go where the connection leads from now on
-		if err := b.engine.ReplaceRoot(ctx, name, e.Admin.With(version.Current).Material); err != nil {
-			return nil, err
-		}
+	if err := b.moveRoot(ctx, before, e, info, replaces); err != nil {
+		return nil, err
 	}
 	if err := b.putIdentified(ctx, before, e, info); err != nil {
 		return nil, err
 	}
-	return resp, b.scheduleRoot(ctx, e, req, d)
+	if err := b.scheduleRoot(ctx, e, req, d); err != nil {
+		return nil, err // with an answer beside it Vault would take it for the client's fault
+	}
+	return resp, nil
 }
 
 // loosened says what a change of a connection gives up.

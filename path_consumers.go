@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/hashicorp/go-secure-stdlib/parseutil"
@@ -16,30 +17,24 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/consumer"
 )
 
-// consumerFields are those of a consumer, for a write and for what reading shows.
-func consumerFields() map[string]*framework.FieldSchema {
-	return map[string]*framework.FieldSchema{
-		"connection":       {Type: framework.TypeString, Description: "Connection of type kubernetes."},
-		"namespace":        {Type: framework.TypeString, Description: "Namespace of everything that is named here."},
-		"allowed_roles":    {Type: framework.TypeCommaStringSlice, Description: "Roles (or globs) that may name the consumer; none by default."},
-		"external_secrets": {Type: framework.TypeCommaStringSlice, Description: "ExternalSecrets to sync: names, or a JSON array with selectors of labels (app=web)."},
-		"secrets":          {Type: framework.TypeCommaStringSlice, Description: "Other Secrets that have to hold what is served: names or selectors, as above."},
-		"workloads": {
-			Type: framework.TypeSlice, Description: `Waves of workloads to restart, a JSON array of arrays: [[{"kind":"Deployment","name":"canary"}],[{"kind":"Deployment","selector":"app=web"}]].`,
-		},
-		"mode":             {Type: framework.TypeString, Description: "Who restarts: restart (the engine, default), observe (somebody else does, and is waited for), none."},
-		"checks":           {Type: framework.TypeSlice, Description: "What has to be true afterwards, a JSON array: types http, logs, prometheus and pods."},
-		"rollout_timeout":  durationField("How long all restarts may take. Default 5m."),
-		"stabilization":    durationField("How long all pods have to be ready, without a restart. Default 60s."),
-		"max_parallel":     intField("How many workloads of a wave are restarted at once. Default 0: all."),
-		"restart_operator": {Type: framework.TypeString, Description: "Deployment of External Secrets (namespace/name), restarted where ExternalSecrets do not react; empty: never."},
-	}
-}
-
 func (b *backend) pathConsumers() []*framework.Path {
-	answer, fields := consumerFields(), consumerFields()
-	fields["name"] = nameField
-	only := map[string]*framework.FieldSchema{"name": nameField}
+	fields := map[string]*framework.FieldSchema{
+		"name":             nameField,
+		"connection":       {Type: framework.TypeString, Description: "Connection of type kubernetes: the cluster."},
+		"namespace":        {Type: framework.TypeString, Description: "Namespace of everything below."},
+		"allowed_roles":    {Type: framework.TypeCommaStringSlice, Description: "Roles (or globs) that may name the consumer; none by default."},
+		"external_secrets": {Type: framework.TypeCommaStringSlice, Description: "ExternalSecrets that are forced to sync, by name or label selector; their Secrets are compared with what is served."},
+		"secrets":          {Type: framework.TypeCommaStringSlice, Description: "Further Secrets that are compared, by name or label selector."},
+		"workloads":        {Type: framework.TypeSlice, Description: `What is restarted, as JSON: a list of waves, each a list of {"kind":"Deployment","name":"web"} (or "selector" for "name"); kinds are Deployment, StatefulSet and DaemonSet. A wave begins when the one before is proven, so that a first wave of one workload is a canary.`},
+		"mode":             {Type: framework.TypeString, Description: "restart (default), observe (somebody else restarts: Reloader, Vault Secrets Operator) or none (workloads read their Secret anew by themselves)."},
+		"checks":           {Type: framework.TypeSlice, Description: "What has to be true afterwards, as a JSON list of checks of type http, logs, prometheus or pods."},
+		"rollout_timeout":  {Type: framework.TypeDurationSecond, Description: "How long a wave may take. Default 5m."},
+		"stabilization":    {Type: framework.TypeDurationSecond, Description: "How long all pods have to be ready without a restart of their own. Default 60s."},
+		"max_parallel":     {Type: framework.TypeInt64, Description: "How many workloads of a wave are restarted at once; 0 (default) for all."},
+		"restart_operator": {Type: framework.TypeString, Description: "namespace/name of the Deployment of External Secrets, to be restarted where an ExternalSecret ignores being forced. Default: it never is."},
+	}
+	answer := maps.Clone(fields)
+	delete(answer, "name")
 	return []*framework.Path{
 		{
 			Pattern: "consumers/?$",
@@ -50,27 +45,32 @@ func (b *backend) pathConsumers() []*framework.Path {
 			},
 			DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 			HelpSynopsis:    "List consumers.",
-			HelpDescription: "Lists the names of all consumers, with where they are.",
+			HelpDescription: "Lists the names of all consumers, with their cluster and namespace.",
 		},
 		{
-			Pattern: "consumers/" + namePattern,
-			Fields:  fields,
+			Pattern:        "consumers/" + namePattern,
+			Fields:         fields,
+			ExistenceCheck: b.consumerExists,
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ReadOperation: operation{
 					call: b.readConsumer, summary: "Read a consumer.", verb: "read", suffix: "consumer", fields: answer, errors: []int{404},
-				}.handler(only),
+				}.handler(nil),
+				logical.CreateOperation: operation{
+					call: b.writeConsumer, summary: "Create a consumer.", verb: "write", suffix: "consumer", none: true, mutating: true,
+				}.handler(fields),
 				logical.UpdateOperation: operation{
-					call: b.writeConsumer, summary: "Create or change a consumer; what is not given stays.", verb: "write", suffix: "consumer", none: true, errors: []int{409}, mutating: true,
+					call: b.writeConsumer, summary: "Change a consumer; what is not given stays.", verb: "write", suffix: "consumer", none: true, mutating: true,
 				}.handler(fields),
 				logical.DeleteOperation: operation{
 					call: b.deleteConsumer, summary: "Delete a consumer that no role names.", verb: "delete", suffix: "consumer", none: true, errors: []int{409}, mutating: true,
-				}.handler(only),
+				}.handler(nil),
 			},
 			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
-			HelpSynopsis: "What must pick a secret up, in one namespace of a cluster.",
-			HelpDescription: `ExternalSecrets are forced to sync, the Secrets compared with what is served, the workloads restarted in waves, and
-the checks made. A wave begins when every pod of the one before runs with the change; a wave of one workload is a canary.
-A check holds no credentials: it is read back.`,
+			HelpSynopsis: "What has to run with a new version.",
+			HelpDescription: `A consumer is what uses secrets in one namespace of one cluster. After a rotation of a role that names it, its
+ExternalSecrets are forced to sync and the Secrets compared with what is served, its workloads restarted in waves, and
+every pod, rollout and check looked at; only then the grace period begins, and where anything fails target, Secret
+and pods go back. Roles of one rotation that share a consumer go forward or back together, with one restart.`,
 		},
 	}
 }
@@ -87,10 +87,19 @@ func (b *backend) listConsumers(ctx context.Context, _ *logical.Request, _ *fram
 			return nil, err
 		}
 		if c != nil {
-			info[name] = map[string]any{"connection": c.Connection, "namespace": c.Namespace}
+			info[name] = map[string]any{"connection": c.Connection, "namespace": c.Namespace, "mode": string(c.Mode)}
 		}
 	}
 	return logical.ListResponseWithInfo(names, info), nil
+}
+
+func (b *backend) consumerExists(ctx context.Context, _ *logical.Request, d *framework.FieldData) (bool, error) {
+	name := d.Get("name").(string)
+	if checkName(name) != nil {
+		return false, nil //nolint:nilerr // the write refuses it
+	}
+	c, err := b.consumers.Get(ctx, name)
+	return c != nil, err
 }
 
 func (b *backend) readConsumer(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -98,45 +107,41 @@ func (b *backend) readConsumer(ctx context.Context, _ *logical.Request, d *frame
 	if err != nil || c == nil {
 		return nil, err
 	}
-	data := map[string]any{
-		"connection": c.Connection, "namespace": c.Namespace, "allowed_roles": orEmpty(c.AllowedRoles),
-		"external_secrets": orEmpty(c.ExternalSecrets), "secrets": orEmpty(c.Secrets), "mode": string(c.Mode),
-		"rollout_timeout": seconds(c.RolloutTimeout), "stabilization": seconds(c.Stabilization), "max_parallel": int64(c.MaxParallel),
-		"restart_operator": c.RestartOperator,
-	}
-	if data["workloads"], err = plain(c.Workloads); err != nil {
+	checks, err := asList(c.Checks)
+	if err != nil {
 		return nil, err
 	}
-	forms := make([]checkForm, len(c.Checks))
-	for i, one := range c.Checks {
-		forms[i] = checkForm{Check: one}
-		if one.Timeout > 0 {
-			forms[i].Timeout = seconds(one.Timeout)
+	for i, check := range c.Checks { // durations read back as seconds
+		if check.Timeout > 0 {
+			checks[i].(map[string]any)["timeout"] = seconds(check.Timeout)
 		}
 	}
-	data["checks"], err = plain(forms)
-	return &logical.Response{Data: data}, err
+	workloads, err := asList(c.Workloads)
+	if err != nil {
+		return nil, err
+	}
+	return &logical.Response{Data: map[string]any{
+		"connection": c.Connection, "namespace": c.Namespace, "allowed_roles": orEmpty(c.AllowedRoles),
+		"external_secrets": orEmpty(c.ExternalSecrets), "secrets": orEmpty(c.Secrets), "workloads": workloads,
+		"mode": string(c.Mode), "checks": checks, "rollout_timeout": seconds(c.RolloutTimeout), "stabilization": seconds(c.Stabilization),
+		"max_parallel": int64(c.MaxParallel), "restart_operator": c.RestartOperator,
+	}}, nil
 }
 
-// plain is a value as JSON has it.
-func plain(v any) ([]any, error) {
+// asList is how a list of objects is shown.
+func asList(v any) ([]any, error) {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return nil, err
 	}
 	out := []any{}
-	return out, decodeStrict(raw, &out)
+	return out, json.Unmarshal(raw, &out)
 }
 
-// checkForm is a check as users type it.
-type checkForm struct {
-	consumer.Check
-	Timeout any `json:"timeout,omitempty"`
-}
-
-func (b *backend) writeConsumer(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+func (b *backend) writeConsumer(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
-	defer b.consumers.Lock()()
+	b.identities.Lock() // one write at a time: each keeps what it is not given
+	defer b.identities.Unlock()
 	c, err := b.consumers.Get(ctx, name)
 	if err != nil {
 		return nil, err
@@ -144,60 +149,53 @@ func (b *backend) writeConsumer(ctx context.Context, _ *logical.Request, d *fram
 	if c == nil {
 		c = &consumer.Consumer{Name: name, Stabilization: consumer.DefaultStabilization}
 	}
-	if err := applyConsumer(c, d); err != nil {
+	if err := applyConsumer(c, req, d); err != nil {
 		return refuse("%v", err)
 	}
-	c.Normalize()
-	if err := c.Validate(); err != nil {
-		return refuse("%v", err)
-	}
-	unlock, err := b.holdConnection(ctx, c.Connection, b.connections.Share)
-	if err != nil {
+	e, err := b.connections.Get(ctx, c.Connection)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	defer unlock()
-	if err := b.checkCluster(ctx, c.Connection); err != nil {
-		return nil, err
+	case e == nil:
+		return nil, connection.Missing(c.Connection)
+	case e.Type != connection.TypeKubernetes:
+		return refuse("connection %q is of type %s; a consumer needs one of type %s", e.Name, e.Type, connection.TypeKubernetes)
 	}
 	return nil, b.consumers.Put(ctx, c)
 }
 
-// checkCluster refuses a connection that leads to no cluster.
-func (b *backend) checkCluster(ctx context.Context, name string) error {
-	e, err := b.connections.Get(ctx, name)
-	switch {
-	case err != nil:
-		return err
-	case e == nil:
-		return badRequest("%w", connection.Missing(name))
-	case e.Type != connection.TypeKubernetes:
-		return badRequest("connection %q is of type %s; a consumer needs one of type %s", name, e.Type, connection.TypeKubernetes)
-	}
-	return nil
-}
-
-func applyConsumer(c *consumer.Consumer, d *framework.FieldData) error {
+func applyConsumer(c *consumer.Consumer, req *logical.Request, d *framework.FieldData) error {
 	setString(d, "connection", &c.Connection, "")
+	if c.Connection != "" {
+		if err := checkName(c.Connection); err != nil {
+			return fmt.Errorf("connection: %w", err)
+		}
+	}
 	setString(d, "namespace", &c.Namespace, "")
+	setString(d, "restart_operator", &c.RestartOperator, "")
 	setStrings(d, "allowed_roles", &c.AllowedRoles)
 	setStrings(d, "external_secrets", &c.ExternalSecrets)
 	setStrings(d, "secrets", &c.Secrets)
-	setString(d, "restart_operator", &c.RestartOperator, "")
-	if v, ok := d.GetOk("mode"); ok {
-		c.Mode = consumer.Mode(v.(string))
-	}
+	mode := string(c.Mode)
+	setString(d, "mode", &mode, "")
+	c.Mode = consumer.Mode(mode)
+	setConsumerTime(d, "rollout_timeout", &c.RolloutTimeout, consumer.DefaultRolloutTimeout)
+	setConsumerTime(d, "stabilization", &c.Stabilization, consumer.DefaultStabilization)
 	if v, ok := d.GetOk("max_parallel"); ok {
 		c.MaxParallel = int(v.(int64))
 	}
-	setConsumerTime(d, "rollout_timeout", &c.RolloutTimeout, consumer.DefaultRolloutTimeout)
-	setConsumerTime(d, "stabilization", &c.Stabilization, consumer.DefaultStabilization)
-	if err := setWorkloads(c, d); err != nil {
+	if err := applyWorkloads(c, req); err != nil {
 		return err
 	}
-	return setChecks(c, d)
+	if err := applyChecks(c, req); err != nil {
+		return err
+	}
+	c.Normalize()
+	return c.Validate()
 }
 
-// setConsumerTime sets a duration; an empty value is the default.
+// setConsumerTime sets a duration; an empty value is the default, and no time at
+// all has to be said.
 func setConsumerTime(d *framework.FieldData, name string, to *time.Duration, empty time.Duration) {
 	if v, ok := d.Raw[name]; ok {
 		if *to = duration(d, name); cleared(v) {
@@ -206,104 +204,97 @@ func setConsumerTime(d *framework.FieldData, name string, to *time.Duration, emp
 	}
 }
 
-func setWorkloads(c *consumer.Consumer, d *framework.FieldData) error {
-	raw, given, err := jsonArray(d, "workloads")
-	if err != nil || !given {
-		return err
-	}
-	c.Workloads = nil
-	if err := decodeStrict(raw, &c.Workloads); err != nil {
-		return fmt.Errorf(`workloads cannot be read (%w); give waves, an array of arrays such as [[{"kind":"Deployment","name":"web"}]]`, err)
-	}
-	return nil
-}
-
-func setChecks(c *consumer.Consumer, d *framework.FieldData) error {
-	raw, given, err := jsonArray(d, "checks")
-	if err != nil || !given {
-		return err
-	}
-	var forms []checkForm
-	if err := decodeStrict(raw, &forms); err != nil {
-		return fmt.Errorf(`checks cannot be read (%w); give an array such as [{"type":"http","service":"http:web:8080","path":"/healthz"}]`, err)
-	}
-	c.Checks = nil
-	for i, form := range forms {
-		one := form.Check
-		if form.Timeout != nil {
-			if one.Timeout, err = parseutil.ParseDurationSecond(form.Timeout); err != nil {
-				return fmt.Errorf("check %d of checks: timeout is no duration; give one such as 60s", i+1)
-			}
-		}
-		c.Checks = append(c.Checks, one)
-	}
-	return nil
-}
-
-// jsonArray is a field that takes a JSON array, or its text. An empty value clears
-// it.
-func jsonArray(d *framework.FieldData, name string) (raw []byte, given bool, err error) {
-	v, ok := d.Raw[name]
+// given is the JSON of a field that is a list, or its text; nil where it was not
+// given.
+func given(req *logical.Request, field string) (raw []byte, err error) {
+	v, ok := req.Data[field]
 	if !ok {
-		return nil, false, nil
+		return nil, nil
 	}
-	switch v := v.(type) {
-	case string:
-		raw = []byte(v)
-	default:
-		if raw, err = json.Marshal(v); err != nil {
-			return nil, true, fmt.Errorf("%s is no JSON array", name)
-		}
+	if cleared(v) {
+		return []byte("[]"), nil
 	}
-	if raw = bytes.TrimSpace(raw); len(raw) == 0 || string(raw) == "null" {
-		raw = []byte("[]")
+	if text, is := v.(string); is {
+		return []byte(text), nil
 	}
-	if raw[0] != '[' {
-		return nil, true, fmt.Errorf("%s is no JSON array; give one, its text, or @file", name)
-	}
-	return raw, true, nil
+	return json.Marshal(v)
 }
 
-// decodeStrict refuses unknown fields. Its errors name fields and types, and hold
-// nothing of the values.
-func decodeStrict(raw []byte, into any) error {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	dec.UseNumber()
-	err := dec.Decode(into)
-	var (
-		syntax *json.SyntaxError
-		wrong  *json.UnmarshalTypeError
-	)
-	switch {
-	case errors.As(err, &syntax):
-		return fmt.Errorf("it is no JSON from byte %d on", syntax.Offset)
-	case errors.As(err, &wrong):
-		return fmt.Errorf("%.64q is a %.20s", wrong.Field, wrong.Value)
-	case err != nil:
-		return fmt.Errorf("%.120s", err.Error())
-	case dec.More():
-		return errors.New("there is more after the array")
+func decodeStrictly(field string, raw []byte, into any) error {
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	err := decoder.Decode(into)
+	if err == nil && decoder.More() {
+		err = errors.New("there is more after it")
 	}
+	if err != nil {
+		return fmt.Errorf("%s is no JSON list of the form that vault path-help shows: %w", field, err)
+	}
+	return nil
+}
+
+func applyWorkloads(c *consumer.Consumer, req *logical.Request) error {
+	raw, err := given(req, "workloads")
+	if err != nil || raw == nil {
+		return err
+	}
+	var one []consumer.Workload // a single wave need not be in a list of its own
+	if decodeStrictly("workloads", raw, &one) == nil {
+		c.Workloads = nil
+		if len(one) > 0 {
+			c.Workloads = [][]consumer.Workload{one}
+		}
+		return nil
+	}
+	var waves [][]consumer.Workload
+	if err := decodeStrictly("workloads", raw, &waves); err != nil {
+		return err
+	}
+	c.Workloads = waves
+	return nil
+}
+
+// applyChecks reads durations as Vault does.
+func applyChecks(c *consumer.Consumer, req *logical.Request) error {
+	raw, err := given(req, "checks")
+	if err != nil || raw == nil {
+		return err
+	}
+	var loose []map[string]any
+	if err := decodeStrictly("checks", raw, &loose); err != nil {
+		return err
+	}
+	for i, check := range loose {
+		if timeout, ok := check["timeout"]; ok {
+			d, err := parseutil.ParseDurationSecond(timeout)
+			if err != nil {
+				return fmt.Errorf("check %d of checks has timeout %v; give a duration such as 30s", i+1, timeout)
+			}
+			check["timeout"] = int64(d)
+		}
+	}
+	if raw, err = json.Marshal(loose); err != nil {
+		return err
+	}
+	var checks []consumer.Check
+	if err := decodeStrictly("checks", raw, &checks); err != nil {
+		return err
+	}
+	c.Checks = checks
 	return nil
 }
 
 func (b *backend) deleteConsumer(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("name").(string)
-	defer b.consumers.Lock()()
 	user, err := b.consumerUser(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	if user != "" {
-		return nil, conflict("consumer %q is named by role %q; take it out of the role's consumers first", name, user)
+		return nil, conflict("consumer %q is named by role %q; take it from the consumers of its roles first", name, user)
 	}
 	return nil, b.consumers.Delete(ctx, name)
 }
-
-// consumerUser names a role that lists a consumer; "" when none does. Roles have no
-// consumers yet.
-func (b *backend) consumerUser(context.Context, string) (string, error) { return "", nil }
 
 // consumerOf names a consumer that uses a connection; "" when none does.
 func (b *backend) consumerOf(ctx context.Context, name string) (string, error) {

@@ -2,6 +2,7 @@ package harmonyflow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -102,6 +103,7 @@ func roleFields() map[string]*framework.FieldSchema {
 		"allow_partial":      {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
 	}
 	maps.Copy(fields, userFields())
+	maps.Copy(fields, consumerFields())
 	maps.Copy(fields, ringFields())
 	maps.Copy(fields, keptFields())
 	maps.Copy(fields, scheduleFields())
@@ -129,6 +131,7 @@ func roleAnswer() map[string]*framework.FieldSchema {
 		"missed_nodes":  listField("Nodes that were passed over."),
 	}
 	maps.Copy(fields, userAnswer())
+	maps.Copy(fields, consumerAnswer())
 	maps.Copy(fields, ringAnswer())
 	maps.Copy(fields, keptAnswer())
 	maps.Copy(fields, scheduleAnswer())
@@ -194,6 +197,7 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 		"retry_at": formatTime(r.RetryAt),
 	}
 	describeUsers(r, data)
+	describeConsumers(r, data)
 	describeRing(r, data)
 	describeKept(r, data)
 	describeSchedule(r, data)
@@ -271,6 +275,9 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 		return nil, err
 	}
 	if err := b.checkPolicy(ctx, d); err != nil {
+		return nil, err
+	}
+	if err := b.checkConsumers(ctx, r.Name, d); err != nil {
 		return nil, err
 	}
 	h, err := b.create(ctx, k, rotation.Creation{
@@ -371,6 +378,9 @@ func (b *backend) updateRole(ctx context.Context, req *logical.Request, d *frame
 		return nil, err
 	}
 	if err := b.checkPolicy(ctx, d); err != nil {
+		return nil, err
+	}
+	if err := b.checkConsumers(ctx, name, d); err != nil {
 		return nil, err
 	}
 	err = b.engine.Update(ctx, name, func(r *rotation.Role) error {
@@ -505,6 +515,9 @@ func applyRole(r *rotation.Role, k *kindEntry, c rotation.Config, req *logical.R
 	if err := applyUsers(r, k, d); err != nil {
 		return err
 	}
+	if err := applyConsumers(r, d); err != nil {
+		return err
+	}
 	if err := applySchedule(r, c, req, d); err != nil {
 		return err
 	}
@@ -612,11 +625,26 @@ func (b *backend) permit(ctx context.Context, roles []*rotation.Role) []error {
 	errs := make([]error, len(roles))
 	e, err := b.connections.Must(ctx, roles[0].Connection)
 	for i, r := range roles {
-		if errs[i] = err; err == nil && !r.Root() {
+		switch {
+		case err != nil:
+			errs[i] = err
+		case r.Root():
+			errs[i] = b.permitRoot(ctx, e)
+		default:
 			errs[i] = allows(e, r)
 		}
 	}
 	return errs
+}
+
+// permitRoot is permit for the admin credential of a connection.
+func (b *backend) permitRoot(ctx context.Context, e *connection.Entry) error {
+	err := b.soleAdmin(ctx, e)
+	var shared *rotation.Conflict
+	if errors.As(err, &shared) {
+		err = kind.Definitely("%s", shared.Text)
+	}
+	return err
 }
 
 // initialMaterial reads the secret that is to be adopted; nil for none.

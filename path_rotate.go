@@ -180,6 +180,10 @@ func (b *backend) plan(ctx context.Context, req *logical.Request, names []string
 	if err != nil {
 		return nil, err
 	}
+	return planned(req, reports), nil
+}
+
+func planned(req *logical.Request, reports []rotation.Report) *logical.Response {
 	data := map[string]any{"state": "dry_run", "follow": "vault write -f " + req.MountPoint + strings.TrimPrefix(req.Path, req.MountPoint)}
 	roles := map[string]any{}
 	ready := 0
@@ -200,11 +204,12 @@ func (b *backend) plan(ctx context.Context, req *logical.Request, names []string
 		if problem != "" {
 			line = "would fail: " + problem
 		}
+		part := rotation.Part{Role: rep.Role.Name, Kind: rep.Role.Kind}
 		if i < maxLines {
-			data[rotation.Label(rep.Role.Kind, rep.Role.Name)] = line
+			data[part.Label()] = line
 		}
-		roles[rep.Role.Name] = map[string]any{"kind": rep.Role.Kind, "plan": line, "error": problem, "notes": orEmpty(rep.Notes)}
+		roles[part.Key()] = map[string]any{"kind": rep.Role.Kind, "plan": line, "consumers": orEmpty(rep.Plan), "error": problem, "notes": orEmpty(rep.Notes)}
 	}
 	data["roles"], data["summary"] = roles, fmt.Sprintf("%d of %s could be rotated now; nothing was changed", ready, count(len(reports), "role"))
-	return &logical.Response{Data: data}, nil
+	return &logical.Response{Data: data}
 }

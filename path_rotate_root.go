@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -159,14 +160,16 @@ func (b *backend) rotateRoot(ctx context.Context, req *logical.Request, d *frame
 	if err == nil && !again && !d.Get("dry_run").(bool) {
 		err = b.notFrozen(ctx)
 	}
-	if err == nil && !again {
-		err = b.adoptRoot(ctx, name)
-	}
 	if err != nil {
 		return nil, err
 	}
 	if d.Get("dry_run").(bool) {
-		return b.plan(ctx, req, []string{root})
+		return b.planRoot(ctx, req, e)
+	}
+	if !again {
+		if err := b.adoptRoot(ctx, name); err != nil {
+			return nil, err
+		}
 	}
 	h, err := b.engine.Begin(ctx, asked)
 	if err != nil {
@@ -175,11 +178,40 @@ func (b *backend) rotateRoot(ctx context.Context, req *logical.Request, d *frame
 	return b.answerOne(ctx, req, h.ID, root, rotation.Settled, forward)
 }
 
+// planRoot is plan for the admin credential of a connection, adopted or not.
+func (b *backend) planRoot(ctx context.Context, req *logical.Request, e *connection.Entry) (*logical.Response, error) {
+	if e.Managed {
+		return b.plan(ctx, req, []string{rotation.RootName(e.Name)})
+	}
+	r, err := b.newRoot(e, "")
+	if err != nil {
+		return nil, err
+	}
+	v := e.Admin.With(version.Current)
+	if v == nil {
+		return nil, badRequest("connection %q has no admin credential; write it again with one", e.Name)
+	}
+	r.AdoptAs(v.Material, time.Now())
+	reports, err := b.engine.ExamineNew(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return planned(req, reports), nil
+}
+
 // adoptRoot has the engine keep the admin credential of a connection, if it does
 // not do so already. Nothing is changed at the server.
 func (b *backend) adoptRoot(ctx context.Context, name string) error {
-	if r, err := b.engine.Store().Root(ctx, name); err != nil || r != nil {
+	r, err := b.engine.Store().Root(ctx, name)
+	if err != nil {
 		return err
+	}
+	if r != nil {
+		e, err := b.connections.Must(ctx, name)
+		if err != nil {
+			return err
+		}
+		return b.soleAdmin(ctx, e)
 	}
 	if err := b.identify(ctx, name); err != nil {
 		return err
@@ -209,22 +241,29 @@ func (b *backend) adopt(ctx context.Context, e *connection.Entry, policy string,
 	if e.Identity == "" {
 		return conflict("connection %q was stored without being tried, so that nobody knows which server it leads to; write it again without verify_connection=false", e.Name)
 	}
-	err = b.engine.AdoptRoot(ctx, r, e.Admin.With(version.Current).Material, func(ctx context.Context) error {
-		others, err := b.others(ctx, e)
-		if err != nil {
-			return err
-		}
-		i := slices.IndexFunc(others, func(k *connection.Entry) bool { return k.Same(e) && k.Administers(e.Username()) })
-		if i >= 0 {
-			return conflict("connection %q logs in to the same server as the same user, and would be locked out; give one of them a user of its own", others[i].Name)
-		}
-		return nil
-	})
-	if err != nil {
+	v := e.Admin.With(version.Current)
+	if v == nil {
+		return badRequest("connection %q has no admin credential; write it again with one", e.Name)
+	}
+	if err := b.engine.AdoptRoot(ctx, r, v.Material, func(ctx context.Context) error { return b.soleAdmin(ctx, e) }); err != nil {
 		return err
 	}
 	e.Managed = true
 	return b.connections.Put(ctx, e) // without it
+}
+
+// soleAdmin refuses to rotate what another connection logs in with as well, however
+// that came about: it may have been stored without being tried, or moved.
+func (b *backend) soleAdmin(ctx context.Context, e *connection.Entry) error {
+	others, err := b.others(ctx, e)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(others, func(k *connection.Entry) bool { return k.Same(e) && k.Administers(e.Username()) })
+	if i >= 0 {
+		return conflict("connection %q logs in to the same server as the same user, and would be locked out; give one of them a user of its own", others[i].Name)
+	}
+	return nil
 }
 
 // scheduleRoot applies what a write of a connection says about the rotation of its
@@ -276,6 +315,9 @@ func (b *backend) checkRoot(ctx context.Context, before, e *connection.Entry, re
 			return false, err
 		}
 		trial, err := b.newRoot(e, "")
+		if err == nil && e.Managed { // what is not given stays as it is
+			trial, err = b.engine.Store().Root(ctx, e.Name)
+		}
 		if err == nil {
 			err = b.applyRoot(trial, c, req, d)
 		}
@@ -296,6 +338,23 @@ func (b *backend) checkRoot(ctx context.Context, before, e *connection.Entry, re
 	return true, nil
 }
 
+// moveRoot has a managed admin credential follow its connection, which is about to
+// be stored: to another server, or as another credential. What could refuse the
+// connection has done so before anything of that is stored; and a credential that
+// is replaced must not go where the connection leads from now on.
+func (b *backend) moveRoot(ctx context.Context, before, e *connection.Entry, info *connection.Info, replaces bool) error {
+	if !e.Managed {
+		return nil
+	}
+	if err := b.identified(ctx, before, e, info, func() error { return nil }); err != nil {
+		return err
+	}
+	if replaces {
+		return b.engine.ReplaceRoot(ctx, e.Name, e.Identity, e.Admin.With(version.Current).Material)
+	}
+	return b.engine.MoveRoot(ctx, e.Name, e.Identity)
+}
+
 // forgetRoot forgets the admin credential of a connection; with force also while
 // its rotation waits for a server that will not come back.
 func (b *backend) forgetRoot(ctx context.Context, name string, force bool) error {
@@ -310,6 +369,9 @@ func (b *backend) forgetRoot(ctx context.Context, name string, force bool) error
 func forgettable(e *connection.Entry, d *framework.FieldData) error {
 	if e == nil || !e.Managed || d.Get("force").(bool) {
 		return nil
+	}
+	if v := e.Admin.With(version.Current); v != nil && v.Rotation == "" {
+		return nil // whoever wrote the connection gave it
 	}
 	return conflict("the password of user %q was made by rotate-root/%s and nobody else knows it; set another one at the server, and delete the connection with force=true",
 		e.Username(), e.Name)

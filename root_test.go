@@ -15,6 +15,8 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
+const engineUser = "engine on >engine-secret ~* &* +@all"
+
 // engine is a user of its own for the engine to log in as: the servers of tests are
 // asked as another.
 func engine() map[string]any {
@@ -38,7 +40,7 @@ func (m *mount) deleteWith(path string, data map[string]any) reply {
 func TestRotateRoot(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	server := servers.Redis(t, users(1), servers.WithUsers(engineUser))
 	m.connect("cache", server.Addr, engine())
 	m.adopt("app", "cache", 0, nil)
 	before := m.adminOf("cache")
@@ -100,7 +102,7 @@ func soleKey(data map[string]any, prefixes ...string) (found string) {
 func TestManagedRootIsNotOverwritten(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	server := servers.Redis(t, users(1), servers.WithUsers(engineUser))
 	m.connect("cache", server.Addr, engine())
 	m.must("rotate-root/cache", nil)
 	managed := m.adminOf("cache")
@@ -141,7 +143,7 @@ func TestManagedRootIsNotOverwritten(t *testing.T) {
 func TestRootsOfOneServer(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	server := servers.Redis(t, users(1), servers.WithUsers(engineUser))
 	m.connect("one", server.Addr, engine())
 	m.connect("two", proxy(t, server.Addr).Addr(), engine())
 	r := m.write("rotate-root/one", nil)
@@ -161,7 +163,7 @@ func TestRootsOfOneServer(t *testing.T) {
 func TestScheduledRoot(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	server := servers.Redis(t, users(1), servers.WithUsers(engineUser))
 	m.connect("cache", server.Addr, map[string]any{
 		"username": "engine", "password": "engine-secret", "rotation_period": "24h", "password_policy": "words",
 	})
@@ -201,7 +203,7 @@ func TestScheduledRoot(t *testing.T) {
 func TestRolesRotateWhileTheRootDoes(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	server := servers.Redis(t, users(1), servers.WithUsers(engineUser))
 	m.connect("cache", server.Addr, engine())
 	m.adopt("app", "cache", 0, map[string]any{"grace_period": "0s"})
 	var both sync.WaitGroup
@@ -231,7 +233,7 @@ func TestRolesRotateWhileTheRootDoes(t *testing.T) {
 func TestRootSurvivesALostReply(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	server := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-secret ~* &* +@all"))
+	server := servers.Redis(t, users(1), servers.WithUsers(engineUser))
 	p := proxy(t, server.Addr)
 	m.connect("cache", p.Addr(), engine())
 	m.adopt("app", "cache", 0, nil)
@@ -291,4 +293,146 @@ path "auth/approle/role/engine/role-id" { capabilities = ["read"] }`, "1h")
 	require.Equal(t, http.StatusBadRequest, r.code)
 	require.Contains(t, r.message, "auth=token")
 	require.Equal(t, http.StatusBadRequest, m.write("roles/mine", map[string]any{"kind": "approle"}).code)
+}
+
+// TestDryRunOfRoot: a look at an admin credential does not take it over.
+func TestDryRunOfRoot(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	m.connect("cache", server.Addr, engine())
+	before := m.storage.dump(t)
+	m.must("rotate-root/cache", map[string]any{"dry_run": true})
+	require.Equal(t, false, m.read("connections/cache").data["managed"])
+	require.Equal(t, before, m.storage.dump(t))
+	require.Equal(t, http.StatusNoContent, m.delete("connections/cache").code)
+}
+
+// TestRootThatNeverRotated: what was given with a connection is known to whoever gave
+// it.
+func TestRootThatNeverRotated(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	m.connect("cache", server.Addr, map[string]any{"username": "engine", "password": "engine-secret", "rotation_period": "24h"})
+	r := m.delete("connections/cache")
+	require.Equal(t, http.StatusNoContent, r.code, r.message)
+}
+
+// TestRefusedReplacementOfRoot: a connection that is refused leaves the engine what it
+// logs in with.
+func TestRefusedReplacementOfRoot(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	one := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	two := servers.Redis(t, users(1), servers.WithUsers("engine on >engine-on-two-long ~* &* +@all"))
+	m.connect("cache", one.Addr, engine())
+	m.must("rotate-root/cache", nil)
+	managed := m.adminOf("cache")
+	m.connect("other", two.Addr, nil)
+	m.must("roles/app", map[string]any{"kind": "redis", "connection": "other", "username": "engine", "initial_password": "engine-on-two-long"})
+	r := m.write("connections/cache", map[string]any{"addresses": two.Addr, "password": "engine-on-two-long", "force": true})
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, `is rotated by role "app"`)
+	require.Equal(t, managed, m.adminOf("cache"))
+}
+
+// TestRootOfMovedConnection: an admin credential owns its user where its connection
+// leads to.
+func TestRootOfMovedConnection(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	one := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	two := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	m.connect("cache", one.Addr, engine())
+	m.must("rotate-root/cache", nil)
+	m.must("connections/cache", map[string]any{"addresses": two.Addr, "password": "engine-secret", "force": true})
+	require.Equal(t, m.read("connections/cache").data["identity"], m.role(rotation.RootName("cache")).Target)
+	r := m.write("connections/second", map[string]any{
+		"type": "redis", "addresses": proxy(t, two.Addr).Addr(), "username": "engine", "password": "engine-secret",
+	})
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.Contains(t, r.message, "is rotated by rotate-root/cache")
+	m.must("rotate-root/cache", nil)
+}
+
+// TestRootOfMovedConnectionLeaves: and nowhere else.
+func TestRootOfMovedConnectionLeaves(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	one := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	two := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	m.connect("cache", one.Addr, engine())
+	m.must("rotate-root/cache", nil)
+	managed := m.adminOf("cache")
+	m.must("connections/cache", map[string]any{"addresses": two.Addr, "password": "engine-secret", "force": true})
+	r := m.write("connections/second", map[string]any{
+		"type": "redis", "addresses": one.Addr, "username": "engine", "password": managed.Secret,
+	})
+	require.Equal(t, http.StatusOK, r.code, r.message)
+}
+
+// TestUntriedSecondConnection: one that came after the adoption, and was not looked
+// at, is not locked out either.
+func TestUntriedSecondConnection(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	one := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	m.connect("cache", one.Addr, engine())
+	m.must("rotate-root/cache", nil)
+	managed := m.adminOf("cache")
+	r := m.write("connections/second", map[string]any{
+		"type": "redis", "addresses": one.Addr, "username": "engine", "password": managed.Secret, "verify_connection": false,
+	})
+	require.Equal(t, http.StatusOK, r.code, r.message)
+	r = m.write("rotate-root/cache", nil)
+	require.Equal(t, http.StatusConflict, r.code)
+	require.Contains(t, r.message, `connection "second"`)
+
+	// By its schedule neither.
+	m.b.Cleanup(context.Background())
+	m.alter(rotation.RootName("cache"), func(r *rotation.Role) {
+		r.Schedule.Period, r.Next = 24*time.Hour, time.Now().Add(-time.Minute)
+	})
+	m.start()
+	require.Eventually(t, func() bool {
+		r := m.role(rotation.RootName("cache"))
+		return r.Run == nil && r.LastRun.State == rotation.Failed
+	}, patience, glance)
+	require.Contains(t, m.role(rotation.RootName("cache")).LastRun.Error, `connection "second"`)
+	require.Equal(t, managed, m.adminOf("cache"))
+}
+
+// TestPartialScheduleOfRoot: what is not given of a schedule stays.
+func TestPartialScheduleOfRoot(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	one := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	m.connect("cache", one.Addr, map[string]any{"username": "engine", "password": "engine-secret", "rotation_schedule": "0 3 * * *"})
+	r := m.write("connections/cache", map[string]any{"rotation_window": "1h"})
+	require.Equal(t, http.StatusOK, r.code, r.message)
+	r = m.write("connections/cache", map[string]any{"rotation_timezone": "Europe/Berlin"})
+	require.Equal(t, http.StatusOK, r.code, r.message)
+	// What the stored rest does not go with is refused before anything is stored.
+	before := m.storage.dump(t)
+	r = m.write("connections/cache", map[string]any{"rotation_schedule": "", "allowed_roles": "x"})
+	require.Equal(t, http.StatusBadRequest, r.code, r.message)
+	require.Equal(t, before, m.storage.dump(t))
+}
+
+// TestRootAdvice: sentences name nothing that nobody can type.
+func TestRootAdvice(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	one := servers.Redis(t, users(1), servers.WithUsers(engineUser))
+	m.connect("cache", one.Addr, engine())
+	m.must("rotate-root/cache", nil)
+	_, err := one.Do(context.Background(), "ACL", "SETUSER", "engine", ">somebody-elses-one")
+	require.NoError(t, err)
+	r := m.write("rotate-root/cache", nil)
+	require.Equal(t, http.StatusBadRequest, r.code)
+	require.NotContains(t, r.message, "root:")
+	for k := range m.must("rotate-root/cache", map[string]any{"dry_run": true}).data["roles"].(map[string]any) {
+		require.NotContains(t, k, "root:")
+	}
 }

@@ -64,9 +64,40 @@ type Entry struct {
 // Redis is what a connection of type redis has beyond the common fields.
 type Redis struct {
 	Addresses    []string `json:"addresses"`
-	Topology     string   `json:"topology"`    // auto, standalone, cluster
+	Topology     string   `json:"topology"`    // auto, standalone, cluster, sentinel
 	Persistence  string   `json:"persistence"` // auto, acl-save, config-rewrite, none
 	AllowedCIDRs []string `json:"allowed_cidrs,omitempty"`
+	// TLS: nodes and sentinels are spoken to over it. Addresses have no scheme that
+	// could say so.
+	TLS      bool     `json:"tls,omitempty"`
+	Sentinel Sentinel `json:"sentinel,omitzero"`
+}
+
+// Sentinel says which nodes the sentinels at the addresses watch.
+type Sentinel struct {
+	Master string `json:"master,omitempty"` // what they call the primary; "" where there are none
+	// Login is what the engine logs in to the sentinels with.
+	Login kind.Material `json:"login,omitzero"`
+	// AuthUser is the user that sentinels log in to the nodes as; "": it is seen
+	// there.
+	AuthUser string `json:"auth_user,omitempty"`
+}
+
+// Watched reports whether the addresses are those of sentinels.
+func (r *Redis) Watched() bool { return r.Sentinel.Master != "" }
+
+// seeds are the addresses as they are dialled. Sentinels watch the nodes of
+// several primaries, which the name of one tells apart.
+func (r *Redis) seeds(reach func(string) string) []string {
+	var out []string
+	for _, a := range r.Addresses {
+		seed := reach(a)
+		if r.Watched() {
+			seed += "/" + r.Sentinel.Master
+		}
+		out = append(out, seed)
+	}
+	return out
 }
 
 // RabbitMQ is what a connection of type rabbitmq has beyond the common fields.
@@ -215,9 +246,7 @@ func (e *Entry) Overlaps(k *Entry) bool {
 func (e *Entry) names() []string {
 	out := slices.Clone(e.Members)
 	if e.Redis != nil {
-		for _, a := range e.Redis.Addresses {
-			out = append(out, e.Reach(a))
-		}
+		out = append(out, e.Redis.seeds(e.Reach)...)
 	}
 	if e.RabbitMQ != nil {
 		out = append(out, e.RabbitMQ.Hosts()...)

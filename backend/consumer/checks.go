@@ -70,7 +70,7 @@ func (s *step) call(ctx context.Context, c *Check, address string) (*http.Respon
 		return nil, kind.Definitely("url is none; write the consumer again")
 	}
 	if !s.k.MayCall(u.Hostname()) {
-		return nil, kind.Definitely("host %.253q is none that checks may send requests to; add it to the allowed hosts of the mount", u.Hostname())
+		return nil, kind.Definitely("host %.253q is none that checks may send requests to; add it to allowed_hosts of config", u.Hostname())
 	}
 	r, err := newRequest(ctx, c, address)
 	if err != nil {

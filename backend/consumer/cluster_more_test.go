@@ -303,7 +303,7 @@ spec: {selector: {app: nobody}, ports: [{name: http, port: 80, targetPort: 8080}
 	}
 	c.Checks = []Check{{Type: checkHTTP, URL: "https://stranger.example.com/"}}
 	require.ErrorContains(t, w.k.Check(w.ctx, c, d).Err, "none that checks may send requests to")
-	require.Contains(t, strings.Join(w.k.Preflight(w.ctx, c).Problems, "\n"), "allowed hosts")
+	require.Contains(t, strings.Join(w.k.Preflight(w.ctx, c).Problems, "\n"), "allowed_hosts")
 }
 
 // rules are those of deploy/kubernetes, for what a consumer of the tests names.

@@ -269,7 +269,7 @@ func (s *step) planChecks(_ context.Context, f *Finding) error {
 		c := &s.c.Checks[i]
 		f.plan("check %d: %s", i+1, c.summary())
 		if c.URL != "" && !s.k.MayCall(hostname(c.URL)) {
-			f.problem("check %d sends a request to %q, which is none of the hosts that checks may send to; add it to the allowed hosts of the mount", i+1, hostname(c.URL))
+			f.problem("check %d sends a request to %q, which is none of the hosts that checks may send to; add it to allowed_hosts of config", i+1, hostname(c.URL))
 		}
 	}
 	return nil

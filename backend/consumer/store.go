@@ -3,7 +3,6 @@ package consumer
 import (
 	"context"
 	"fmt"
-	"sync"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -15,20 +14,10 @@ import (
 const maxEntry = 256 << 10
 
 // Store reads and writes consumers.
-type Store struct {
-	s  logical.Storage
-	mu sync.Mutex
-}
+type Store struct{ s logical.Storage }
 
 // NewStore returns a Store over s.
 func NewStore(s logical.Storage) *Store { return &Store{s: s} }
-
-// Lock keeps all consumers as they are, from reading one to writing it again, or to
-// a role that comes to name it. Nothing is sent to anybody meanwhile.
-func (st *Store) Lock() (unlock func()) {
-	st.mu.Lock()
-	return st.mu.Unlock
-}
 
 // Get reads a consumer; nil when there is none.
 func (st *Store) Get(ctx context.Context, name string) (*Consumer, error) {

@@ -28,7 +28,9 @@ func advice(r *Role) string {
 		return fmt.Sprintf("a new version has been asked for, which nobody can take back; read rotations/%s and wait until it has ended", run.Rotation)
 	case run.Back || run.Recall != "":
 		return "it is on its way back; " + waits
-	case run.Phase == Check:
+	case run.Held != "":
+		return fmt.Sprintf("it is held, because %s; go on with resume/%s, or go back with cancel/%s", run.Held, run.Rotation, run.Rotation)
+	case run.Phase == Check && !r.consults():
 		return fmt.Sprintf("consumers have until %s to read what it published; wait until it has ended, or take it back with cancel/%s",
 			run.CheckUntil.UTC().Format(time.RFC3339), run.Rotation)
 	case run.Phase == Grace:
@@ -51,11 +53,11 @@ func (e *Engine) lockRole(ctx context.Context, name string) error {
 	if e.locks.lock(wait, name) == nil {
 		return nil
 	}
-	c := &Conflict{Text: fmt.Sprintf("role %q is busy with its target; try again", name)}
+	c := &Conflict{Text: OwnerLabel(name) + " is busy with its target; try again"}
 	if r, err := e.st.Role(ctx, name); err == nil && r != nil && r.Run != nil {
 		c.Rotation = r.Run.Rotation
-		c.Text = fmt.Sprintf("role %q is busy with its target in rotation %s (%s); read rotations/%s, or try again",
-			name, c.Rotation, r.Run.Phase, c.Rotation)
+		c.Text = fmt.Sprintf("%s is busy with its target in rotation %s (%s); read rotations/%s, or try again",
+			OwnerLabel(name), c.Rotation, r.Run.Phase, c.Rotation)
 	}
 	return c
 }
@@ -103,18 +105,18 @@ func mayAbandon(r *Role, now time.Time) error {
 	}
 	if !abandonable(run) && run.Recall != "" {
 		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
-			"rotation %s of role %q is being stopped; try again in a minute", run.Rotation, r.Name)}
+			"rotation %s of %s is being stopped; try again in a minute", run.Rotation, OwnerLabel(r.Name))}
 	}
 	if !abandonable(run) {
 		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
-			"rotation %s of role %q is in phase %s, where it can be stopped; use cancel/%s, and delete the role when it has ended",
-			run.Rotation, r.Name, run.Phase, run.Rotation)}
+			"rotation %s of %s is in phase %s, where it can be stopped; use cancel/%s, and repeat this when it has ended",
+			run.Rotation, OwnerLabel(r.Name), run.Phase, run.Rotation)}
 	}
 	if run.Attempt != nil {
 		if t := run.Attempt.Deadline.Add(Skew); now.Before(t) {
 			return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
-				"rotation %s of role %q has sent a change that may still reach its target; try again after %s",
-				run.Rotation, r.Name, t.UTC().Format(time.RFC3339))}
+				"rotation %s of %s has sent a change that may still reach its target; try again after %s",
+				run.Rotation, OwnerLabel(r.Name), t.UTC().Format(time.RFC3339))}
 		}
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
+
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/schedule"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
@@ -45,6 +47,9 @@ const (
 	show     // what is served, where consumers read it
 	reach    // could it be published?
 	meet     // where the others of the unit stand
+	bring    // what is served, to consumers
+	scout    // what stands against it there
+	reserve  // the consumers of the unit
 	store    // Put the next state
 	finish   // the run has ended: store the outcome
 	look     // Keeper.Look
@@ -81,8 +86,14 @@ type facts struct {
 	published bool
 	// reached is set when it was asked whether it could be published.
 	reached *reached
-	unit    *unit // where the others of the unit stand
-	permit  bool  // the stored attempt is this worker's own and not used yet
+	// Of consumers: what became of a step there, how long it may take, what was found
+	// there, and whether they are the unit's.
+	progress map[string]Progress
+	patience time.Duration
+	surveyed *surveyed
+	reserved *reserved
+	unit     *unit // where the others of the unit stand
+	permit   bool  // the stored attempt is this worker's own and not used yet
 
 	// Of secrets that another server keeps.
 	sight   *kind.Sight
@@ -201,6 +212,9 @@ func (d *decider) decide() step {
 	if run.Phase == Publish {
 		return d.publish()
 	}
+	if run.Back && d.role.isDelivery(run.Phase) {
+		return d.deliver()
+	}
 	if run.Back {
 		return d.undo()
 	}
@@ -219,7 +233,12 @@ func (d *decider) decide() step {
 			return d.promoted(nil)
 		}
 		return d.pursue(d.applyGoal(), d.promoted) // it is long since it was tested
+	case Sync, Restart:
+		return d.deliver()
 	case Check:
+		if d.role.consults() {
+			return d.deliver()
+		}
 		return d.check()
 	case Grace:
 		return d.grace()
@@ -236,6 +255,16 @@ func (d *decider) preflight() step {
 	switch {
 	case run.Recall != "":
 		return d.event(recall, run.Recall)
+	case d.role.consults() && d.facts.reserved == nil:
+		return step{act: reserve}
+	case d.facts.reserved != nil && d.facts.reserved.waits != "":
+		return d.queue(d.facts.reserved.waits)
+	case d.role.consults() && d.facts.surveyed == nil:
+		return step{act: scout}
+	case d.facts.surveyed != nil && d.facts.surveyed.err != nil:
+		return d.retry(d.facts.surveyed.err, bad)
+	case d.facts.surveyed != nil && d.facts.surveyed.problem() != "":
+		return d.event(bad, d.facts.surveyed.problem())
 	case d.unreached():
 		return step{act: reach}
 	case d.facts.reached != nil && d.facts.reached.err != nil:
@@ -254,6 +283,19 @@ func (d *decider) preflight() step {
 		return d.event(bad, problem)
 	}
 	return d.event(done, "")
+}
+
+// queue waits for consumers that are another unit's. That is no failure, and has no
+// deadline: a rotation ends.
+func (d *decider) queue(waits string) step {
+	run := d.role.Run
+	next := d.role.clone()
+	next.Run.Deadline = d.now.Add(preflightTimeout + pollPause)
+	next.Run.RetryAt = d.now.Add(pollPause)
+	next.Run.Error = clip(waits)
+	next.Run.Tries = max(run.Tries, settleTries) // whoever asked need not wait for it
+	next.mark(d.now, "preflight: waiting: "+waits)
+	return step{act: store, next: next}
 }
 
 // unavailable says why preflight has no complete answer.
@@ -324,6 +366,10 @@ func (d *decider) problem() string {
 	if len(finding.Problems) > 0 {
 		return strings.Join(finding.Problems, "; ")
 	}
+	if d.role.alternates() && !keepable(finding.Profile) {
+		return fmt.Sprintf("what user %q may do takes more than %d KiB to describe, so that no other can be kept like it: give it fewer rules, or rotate it with another strategy",
+			d.role.inUse(), maxProfile>>10)
+	}
 	if run.Trigger == Reconcile {
 		return ""
 	}
@@ -356,6 +402,10 @@ func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) strin
 			if d.role.Run.Adopted {
 				return fmt.Sprintf("node %s refuses the initial_password of user %q", n.Node, user)
 			}
+			if d.role.Root() {
+				return fmt.Sprintf("node %s refuses the current version (%d) of user %q; set its password there, and write connections/%s with that and force=true",
+					n.Node, current.Number, user, d.role.Connection)
+			}
 			return fmt.Sprintf("node %s refuses the current version (%d) of user %q; run reconcile/%s/%s",
 				n.Node, current.Number, user, d.role.Kind, d.role.Name)
 		}
@@ -365,6 +415,9 @@ func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) strin
 		if d.role.Run.Adopted {
 			return fmt.Sprintf("node %s accepts further passwords for user %s besides initial_password; "+
 				"remove them, or set overwrite_existing=true", n.Node, user)
+		}
+		if d.role.Root() {
+			return fmt.Sprintf("node %s accepts passwords for user %s that this engine does not know; remove them", n.Node, user)
 		}
 		return fmt.Sprintf("node %s accepts passwords for user %s that this engine does not know; "+
 			"remove them, or run reconcile/%s/%s, which leaves only the current version",
@@ -474,11 +527,11 @@ func (d *decider) afterPublish(next *Role) step {
 		run.GraceUntil = d.now.Add(next.Grace(d.config))
 		next.date(run.From, d.now)
 	}
-	next.advance(done, d.now) // publish → grace, or check
-	if next.Run.Phase == Check {
-		return d.startCheck(next)
+	next.advance(done, d.now) // publish → sync
+	if next.consults() {
+		return d.enterDelivery(next)
 	}
-	return d.afterGrace(next)
+	return d.undeliveredOn(next)
 }
 
 // afterGrace goes on from the beginning of grace, which may be its end.
@@ -503,6 +556,10 @@ func (d *decider) serveSlot(next *Role) {
 func (d *decider) grace() step {
 	run := d.role.Run
 	switch {
+	case run.Recall != "" && d.role.consults() && d.facts.reserved == nil:
+		return step{act: reserve}
+	case run.Recall != "" && d.facts.reserved != nil && d.facts.reserved.waits != "":
+		return step{act: wait, until: d.now.Add(pollPause)}
 	case run.Recall != "":
 		return d.takeBack(run.Recall)
 	case run.Reapply:
@@ -583,6 +640,9 @@ func (d *decider) retired(v *verdict) step {
 // previous material is served again, under a new number. Both stay accepted; what
 // failed is refused after that, last of all.
 func (d *decider) takeBack(reason string) step {
+	if d.role.Spec.Strategy == kind.Swap && !d.targetless {
+		return d.swapBack(reason)
+	}
 	next := d.role.clone()
 	run := next.Run
 	switch {
@@ -600,13 +660,12 @@ func (d *decider) takeBack(reason string) step {
 		next.LastRotation = d.now
 	}
 	next.advance(recall, d.now) // → publish, on the way back
-	run.Error = clip(reason)
+	run.Error, run.Held = clip(reason), ""
 	if next.publishes() {
 		run.rest()
 		return step{act: store, next: next}
 	}
-	next.advance(done, d.now) // publish → apply
-	return d.startUndo(next)
+	return d.undeliveredBack(next)
 }
 
 func (d *decider) startUndo(next *Role) step {
@@ -634,7 +693,15 @@ func (d *decider) undo() step {
 	g.refuse = []kind.Material{failing.Material}
 	g.exclusive = r.Spec.Strategy != kind.Overlap && len(g.accept) > 0
 	g.users = d.onlyUser(failing.Material.Username)
-	return d.pursue(g, func(v *verdict) step { return d.end(RolledBack, v) })
+	return d.pursue(g, func(v *verdict) step {
+		if !r.Run.SwapsBack {
+			return d.end(RolledBack, v)
+		}
+		next := d.proven(v)
+		next.advance(done, d.now) // apply → publish: the server knows what is served
+		next.Run.rest()
+		return step{act: store, next: next}
+	})
 }
 
 // pursue brings the target to a goal: an attempt is stored, the call made, and
@@ -832,10 +899,23 @@ func (d *decider) event(on event, reason string) step {
 		d.remember(next, d.facts.answer.Nodes)
 		next.Run.Adopted = run.Adopted && d.acceptedEverywhere(next.With(version.Pending))
 		if profile := d.facts.finding.Profile; len(profile) > 0 {
-			next.Profile = profile
+			next.Profile = nil
+			if keepable(profile) {
+				next.Profile = profile
+			}
 		}
 	}
 	return step{act: store, next: next}
+}
+
+// maxProfile bounds what an entry keeps of what a user was found to be.
+const maxProfile = 64 << 10
+
+// keepable reports whether a profile may go into an entry. One that is larger is not
+// remembered: its user is not made again, and has none that is made like it.
+func keepable(profile []string) bool {
+	raw, err := jsonutil.EncodeJSON(profile)
+	return err == nil && len(raw) <= maxProfile
 }
 
 func (d *decider) acceptedEverywhere(v *version.Version) bool {
@@ -871,8 +951,22 @@ func (r *Role) advance(on event, now time.Time) {
 	r.Run.Retired = r.Run.Retired || l.ToRetired
 	r.Run.Ahead = l.ToAhead
 	r.Run.Deadline = time.Time{}
-	if !r.Run.Back && (l.To != Publish || r.Shows()) {
+	if !r.Run.Back && r.stopsAt(l.To) {
 		r.mark(now, string(l.To))
+	}
+}
+
+// stopsAt reports whether a phase is one of this role's.
+func (r *Role) stopsAt(p Phase) bool {
+	switch p {
+	case Publish:
+		return r.Shows()
+	case Sync, Restart:
+		return r.consults()
+	case Check:
+		return r.consults() || r.ring()
+	default:
+		return true
 	}
 }
 

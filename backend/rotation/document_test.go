@@ -1,8 +1,9 @@
 package rotation
 
 import (
-	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 	"slices"
+
+	"github.com/hashicorp/vault/sdk/helper/jsonutil"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"

@@ -45,6 +45,8 @@ type Options struct {
 	// anything after its context has ended.
 	PublishTo func(ctx context.Context, place publish.Place, fields map[string]string) error
 	Reach     func(ctx context.Context, r *Role) error
+	// Consumers are brought what roles serve; nil where roles have none.
+	Consumers Deliverer
 	// Active reports whether this node may write and rotate: not on a standby,
 	// a secondary or a mount that is going away.
 	Active func() bool

@@ -20,7 +20,9 @@ type Report struct {
 	// definite: waiting does not mend that.
 	definite bool
 	Notes    []string
-	Nodes    []NodeReport
+	// Plan is what would be done at consumers, in order.
+	Plan  []string
+	Nodes []NodeReport
 	// Sessions are those that use the previous version, as far as can be told: of
 	// SessionsOf, and opened before SessionsBefore. Nil where nobody can tell.
 	Sessions *kind.SessionsAnswer
@@ -55,6 +57,11 @@ func (e *Engine) Examine(ctx context.Context, names []string) ([]Report, error) 
 	return e.examine(ctx, roles)
 }
 
+// ExamineNew is Examine for a role that is not stored.
+func (e *Engine) ExamineNew(ctx context.Context, r *Role) ([]Report, error) {
+	return e.examine(ctx, []*Role{r})
+}
+
 // ExamineSessions is Examine for one role, and tells who is logged in with the
 // previous version of it.
 func (e *Engine) ExamineSessions(ctx context.Context, name string) (Report, error) {
@@ -82,7 +89,7 @@ func (e *Engine) examine(ctx context.Context, roles []*Role) ([]Report, error) {
 	for i, r := range roles {
 		reports[i].Role = r
 		if !e.targetless(r) {
-			lanes[r.lane()] = append(lanes[r.lane()], i)
+			lanes[r.targetLane()] = append(lanes[r.targetLane()], i)
 		}
 	}
 	// All at once: what hangs costs the others nothing.
@@ -103,10 +110,20 @@ func (e *Engine) examine(ctx context.Context, roles []*Role) ([]Report, error) {
 			})
 		}
 	}
+	found := make([]surveyed, len(reports))
+	for i := range reports {
+		if r := reports[i].Role; r.delivers() {
+			g.Go(func() error { found[i] = e.surveyOf(ctx, r); return nil })
+		}
+	}
 	err := g.Wait()
 	for i := range reports {
-		if reports[i].Err == nil {
-			reports[i].Err = reports[i].place
+		rep, s := &reports[i], found[i]
+		rep.Plan, rep.Notes = s.plan, append(rep.Notes, s.notes...)
+		for _, why := range []error{rep.place, s.err, s.definite()} {
+			if rep.Err == nil {
+				rep.Err = why
+			}
 		}
 	}
 	return reports, err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -105,8 +106,8 @@ func (e *Engine) load(lane string, names []string) ([]*job, map[string]error) {
 		}
 		jobs = append(jobs, &job{role: r, facts: facts{earlier: e.outcomeOf(r)}})
 	}
-	if len(jobs) == 0 || jobs[0].role.Connection == "" {
-		return jobs, bad
+	if len(jobs) == 0 || jobs[0].role.Connection == "" || strings.HasPrefix(lane, laneOfConsumer) {
+		return jobs, bad // no target is asked
 	}
 	generation, err := e.o.Generation(ctx, jobs[0].role.Connection)
 	if err != nil {
@@ -171,6 +172,9 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	live = append(live, e.storeAll(append(by[store], by[finish]...))...)
 	live = append(live, e.publish(by[show])...)
 	live = append(live, e.meet(by[meet])...)
+	live = append(live, e.reserve(by[reserve])...)
+	e.survey(by[scout])
+	e.bring(by[bring])
 	e.reach(by[reach])
 	e.inspect(by[inspect])
 	e.call(by[call])
@@ -178,7 +182,7 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	e.look(by[look])
 	e.turn(by[turn])
 	e.limit(by[limit])
-	there := slices.Concat(by[inspect], by[reach], by[call], by[probe], by[look], by[turn], by[limit])
+	there := slices.Concat(by[scout], by[bring], by[inspect], by[reach], by[call], by[probe], by[look], by[turn], by[limit])
 	return append(live, there...), len(there) > 0
 }
 
@@ -268,6 +272,9 @@ func (e *Engine) material(r *Role) (kind.Material, error) {
 		v := r.Get(r.Run.Source)
 		if v == nil {
 			return kind.Material{}, kind.Definitely("version %d is no longer kept", r.Run.Source)
+		}
+		if !r.turnsTo(v.Material) { // it was not when this was asked for
+			return kind.Material{}, kind.Definitely("version %d is one of user %q, which is in use by now; ask again", r.Run.Source, v.Material.Username)
 		}
 		return r.renewed(v.Material, time.Now()), nil
 	}

@@ -429,6 +429,9 @@ func (w *world) checkChange(c kind.Change) {
 	if single && len(c.Accept) > 1 {
 		w.violateLocked("a target with one password is asked to accept %d", len(c.Accept))
 	}
+	if r := w.roles[c.Role]; r != nil && r.alternates() && !c.CloseBefore.IsZero() && c.Username == r.inUse() {
+		w.violateLocked("the sessions of user %s are ended, which is in use", c.Username)
+	}
 	for _, m := range slices.Concat(c.Accept, c.Refuse) {
 		if m.Username != c.Username {
 			w.violateLocked("user %s is changed for the material of %s", c.Username, m.Username)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Roles with auto_reconcile are looked at now and then: what their target accepts
@@ -48,20 +50,35 @@ func (e *Engine) lookForDrift(names []string) {
 	for name := range bad {
 		e.due.again(name, time.Now().Add(pause(4)))
 	}
-	var idle []*Role
+	lanes := map[string][]*Role{}
 	for _, r := range roles {
 		if r != nil && !r.looksAt().IsZero() {
-			idle = append(idle, r)
+			lanes[r.lane()] = append(lanes[r.lane()], r)
 		}
 	}
-	reports, err := e.examine(ctx, idle)
+	g := errgroup.Group{}
+	g.SetLimit(max(1, e.Config().Workers))
+	for _, roles := range lanes {
+		g.Go(func() error { e.lookAt(ctx, roles); return nil })
+	}
+	_ = g.Wait()
+	e.scheduleDue()
+}
+
+// lookAt is lookForDrift for roles of one lane: what is wrong with their connection
+// is no affair of the others.
+func (e *Engine) lookAt(ctx context.Context, roles []*Role) {
+	reports, err := e.examine(ctx, roles)
 	if err != nil {
-		e.o.Logger.Warn("roles cannot be looked at; trying again", "error", err)
+		e.o.Logger.Warn("roles cannot be looked at; trying again", "lane", roles[0].lane(), "error", err)
+		for _, r := range roles {
+			e.due.again(r.Name, time.Now().Add(pause(4)))
+		}
+		return
 	}
 	for _, rep := range reports {
 		e.looked(ctx, rep)
 	}
-	e.scheduleDue()
 }
 
 // looked stores when a role is looked at again, and then reconciles it if it has

@@ -339,6 +339,7 @@ func (e *Engine) entomb(ctx context.Context, r *Role) error {
 		return err
 	}
 	if earlier != nil && (r.Root() || !r.sameUser(earlier.Role)) {
+		earlier.Role.Profile = nil // it is found anew, and would crowd out credentials
 		t.Earlier = earlier
 	}
 	return e.st.putTombstone(ctx, t)
@@ -447,7 +448,7 @@ func recallRun(r *Role, reason string) error {
 	if r.asked() {
 		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf("role %q is in rotation %s: ", r.Name, run.Rotation) + advice(r)}
 	}
-	if run.Phase == Retire || run.Phase == Publish && !r.returnable() {
+	if run.Phase == Retire || run.Retired || run.Phase == Publish && !r.returnable() {
 		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf(
 			"rotation %s of role %q is already retiring the previous version; wait until it has completed, "+
 				"then rollback/%s/%s starts a rotation back", run.Rotation, r.Name, r.Kind, r.Name)}

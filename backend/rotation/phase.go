@@ -7,8 +7,8 @@ type Phase string
 
 // The phases, in order. Publish comes again after retire, and on the way back
 // before the target refuses what failed. Key rings publish and check twice: what
-// comes next first, and what is current once it was promoted. Sync and restart
-// come before check once consumers exist.
+// comes next first, and what is current once it was promoted. A role without
+// consumers does not stop at sync and restart, and only a ring does at check.
 const (
 	Preflight Phase = "preflight" // read-only: could it succeed?
 	Generate  Phase = "generate"  // new material, stored as pending
@@ -16,7 +16,9 @@ const (
 	Test      Phase = "test"      // a fresh login proves it at every node
 	Promote   Phase = "promote"   // one write: pending is served
 	Publish   Phase = "publish"   // the role's document shows what is served
-	Check     Phase = "check"     // consumers have had the time to read it
+	Sync      Phase = "sync"      // consumers have what is published
+	Restart   Phase = "restart"   // and run with it
+	Check     Phase = "check"     // and work; without consumers: have had the time to read it
 	Grace     Phase = "grace"     // previous is still accepted
 	Retire    Phase = "retire"    // the target refuses previous, proven
 )
@@ -53,11 +55,12 @@ const (
 	RolledBack     State = "rolled_back"
 	Cancelled      State = "cancelled"
 	Superseded     State = "superseded"
+	Held           State = "held" // a consumer failed, and somebody has to decide
 )
 
 // States are all of them, in the order of a rotation's life.
 var States = []State{
-	Running, Waiting, InGrace, RollingBack, RollbackFailed,
+	Running, Waiting, Held, InGrace, RollingBack, RollbackFailed,
 	Completed, Partial, Failed, RolledBack, Cancelled, Superseded,
 }
 
@@ -123,14 +126,34 @@ var transitions = []leg{
 	{From: Promote, On: done, To: Publish},
 	{From: Promote, On: bad, To: Apply, ToBack: true}, // while it waits for its unit
 	{From: Promote, On: recall, To: Apply, ToBack: true},
-	{From: Publish, On: done, To: Grace},
+	{From: Publish, On: done, To: Sync},
 	{From: Publish, On: recall, To: Publish, ToBack: true}, // promotes back first
+	{From: Sync, On: done, To: Restart},
+	{From: Sync, On: recall, To: Publish, ToBack: true}, // promotes back first
+	{From: Restart, On: done, To: Check},
+	{From: Restart, On: recall, To: Publish, ToBack: true}, // promotes back first
+	{From: Check, On: done, To: Grace},
+	{From: Check, On: recall, To: Publish, ToBack: true}, // promotes back first
 	{From: Grace, On: done, To: Retire},
 	{From: Grace, On: recall, To: Publish, ToBack: true}, // promotes back first
 	{From: Retire, On: done, To: Publish, ToRetired: true},
-	{From: Publish, Retired: true, On: done, End: Completed},
-	{From: Publish, Back: true, On: done, To: Apply},
+	{From: Publish, Retired: true, On: done, To: Sync},
+	{From: Sync, Retired: true, On: done, End: Completed}, // nothing is restarted any more
+	{From: Publish, Back: true, On: done, To: Sync},
+	{From: Sync, Back: true, On: done, To: Restart},
+	{From: Restart, Back: true, On: done, To: Check},
+	{From: Check, Back: true, On: done, To: Apply},
 	{From: Apply, Back: true, On: done, End: RolledBack},
+}
+
+// swapBackTransitions are the way back of a role whose server knows one credential
+// and whose consumers have seen the new one: the server comes first.
+var swapBackTransitions = []leg{
+	{From: Apply, Back: true, On: done, To: Publish},
+	{From: Publish, Back: true, On: done, To: Sync},
+	{From: Sync, Back: true, On: done, To: Restart},
+	{From: Restart, Back: true, On: done, To: Check},
+	{From: Check, Back: true, On: done, End: RolledBack},
 }
 
 // reconcileTransitions differ from the rest: nothing is generated and nothing
@@ -160,21 +183,33 @@ var ringTransitions = []leg{
 	{From: Apply, On: done, To: Test}, // no server holds keys
 	{From: Apply, On: recall, To: Apply, ToBack: true},
 	{From: Test, On: done, To: Publish, ToAhead: true},
-	{From: Publish, Ahead: true, On: done, To: Check, ToAhead: true},
+	{From: Publish, Ahead: true, On: done, To: Sync, ToAhead: true},
 	{From: Publish, Ahead: true, On: recall, To: Publish, ToBack: true},
+	{From: Sync, Ahead: true, On: done, To: Restart, ToAhead: true},
+	{From: Sync, Ahead: true, On: recall, To: Publish, ToBack: true},
+	{From: Restart, Ahead: true, On: done, To: Check, ToAhead: true},
+	{From: Restart, Ahead: true, On: recall, To: Publish, ToBack: true},
 	{From: Check, Ahead: true, On: done, To: Promote},
 	{From: Check, Ahead: true, On: recall, To: Publish, ToBack: true},
 	{From: Promote, On: done, To: Publish},
-	{From: Publish, On: done, To: Check},
+	{From: Publish, On: done, To: Sync},
 	{From: Publish, On: recall, To: Publish, ToBack: true}, // promotes back first
+	{From: Sync, On: done, To: Restart},
+	{From: Sync, On: recall, To: Publish, ToBack: true}, // promotes back first
+	{From: Restart, On: done, To: Check},
+	{From: Restart, On: recall, To: Publish, ToBack: true}, // promotes back first
 	{From: Check, On: done, To: Grace},
 	{From: Check, On: recall, To: Publish, ToBack: true}, // promotes back first
 	{From: Grace, On: done, To: Retire},
 	{From: Grace, On: kept, End: Completed},
 	{From: Grace, On: recall, To: Publish, ToBack: true}, // promotes back first
 	{From: Retire, On: done, To: Publish, ToRetired: true},
-	{From: Publish, Retired: true, On: done, End: Completed},
-	{From: Publish, Back: true, On: done, To: Apply},
+	{From: Publish, Retired: true, On: done, To: Sync},
+	{From: Sync, Retired: true, On: done, End: Completed},
+	{From: Publish, Back: true, On: done, To: Sync},
+	{From: Sync, Back: true, On: done, To: Restart},
+	{From: Restart, Back: true, On: done, To: Check},
+	{From: Check, Back: true, On: done, To: Apply},
 	{From: Apply, Back: true, On: done, End: RolledBack},
 }
 
@@ -184,7 +219,8 @@ var retireTransitions = []leg{
 	{From: Preflight, On: bad, End: Failed},
 	{From: Preflight, On: recall, End: Cancelled},
 	{From: Retire, On: done, To: Publish, ToRetired: true},
-	{From: Publish, Retired: true, On: done, End: Completed},
+	{From: Publish, Retired: true, On: done, To: Sync},
+	{From: Sync, Retired: true, On: done, End: Completed},
 }
 
 // follow returns the row for an event, and whether there is one.
@@ -199,6 +235,8 @@ func (r *Role) follow(on event) (leg, bool) {
 		table = retireTransitions
 	case r.announces():
 		table = ringTransitions
+	case run.SwapsBack:
+		table = swapBackTransitions
 	}
 	for _, l := range table {
 		if l.From == run.Phase && l.Back == run.Back && l.Retired == run.Retired && l.Ahead == run.Ahead && l.On == on {

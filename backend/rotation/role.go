@@ -80,6 +80,10 @@ type Role struct {
 	LookAt time.Time `json:"look_at,omitzero"`
 	// Nodes held this role's user when it was last proven; see
 	// connection.Entry.Generation.
+	// Consumers are those that have to run with what the role serves before anything
+	// earlier is refused. HoldOnFailure: one that fails is for people to decide about.
+	Consumers     []string `json:"consumers,omitempty"`
+	HoldOnFailure bool     `json:"hold_on_failure,omitempty"`
 	// Profile is what its user was found to be, beside its password; see
 	// kind.Finding.
 	Profile         []string  `json:"profile,omitempty"`
@@ -140,6 +144,15 @@ type Run struct {
 	Overwrite bool `json:"overwrite,omitempty"`
 	// Source is the version whose material a rollback brings back.
 	Source int `json:"source,omitempty"`
+
+	// Of a run at its consumers: when what they are to have was published, and how far
+	// this role has brought each of those that it delivers to.
+	PublishedAt time.Time   `json:"published_at,omitzero"`
+	Delivered   []delivered `json:"delivered,omitempty"`
+	// Held is why somebody has to decide.
+	Held string `json:"held,omitempty"`
+	// SwapsBack: consumers have seen the new credential of a server that knows one.
+	SwapsBack bool `json:"swaps_back,omitempty"`
 
 	Missed []string `json:"missed,omitempty"` // nodes passed over (allow_partial)
 
@@ -259,13 +272,15 @@ func (r *Role) State() string {
 // state is the state of the role's part in its rotation.
 func (run *Run) state() State {
 	switch {
+	case run.Held != "":
+		return Held
 	case run.Back && run.Tries >= rollbackAlarm:
 		return RollbackFailed
 	case run.Back:
 		return RollingBack
 	case run.Phase == Grace && !run.Reapply:
 		return InGrace
-	case run.Tries > 0, run.Phase == Check:
+	case run.Tries > 0, run.Phase == Check && !run.CheckUntil.IsZero():
 		return Waiting
 	}
 	return Running
@@ -276,11 +291,22 @@ func (run *Run) state() State {
 // there is no grace, retiring follows at once and is one of them.
 func (run *Run) settled() bool {
 	graceOver := run.Phase == Retire && !run.GraceUntil.IsZero()
-	return run.Back || run.Phase == Check || run.Phase == Grace || run.Retired || graceOver || run.Tries >= settleTries
+	return run.Back || run.Phase == Sync || run.Phase == Restart || run.Phase == Check || run.Phase == Grace || run.Retired || graceOver || run.Tries >= settleTries
 }
+
+// laneOfConsumer begins lanes of work at consumers.
+const laneOfConsumer = "consumer/"
 
 // lane is what a role's work shares with that of others: kind and connections.
 func (r *Role) lane() string {
+	if run := r.Run; run != nil && r.isDelivery(run.Phase) {
+		return laneOfConsumer + r.Consumers[0] // a cluster that hangs holds up its consumers alone
+	}
+	return r.targetLane()
+}
+
+// targetLane is the same without consumers: roles of one share calls to a target.
+func (r *Role) targetLane() string {
 	lane := r.Kind + "/" + r.Connection
 	if r.Root() { // it does not wait behind hundreds of roles that log in with it
 		return lane + "/root"
@@ -377,7 +403,12 @@ func (r *Role) PreviousServed() (*version.Version, time.Time) {
 		return v, r.leaves(v)
 	}
 	run := r.Run
-	if run == nil || run.Back || run.Phase != Grace && (run.Phase != Publish || run.Retired || run.GraceUntil.IsZero()) {
+	if run == nil || run.Back || run.Retired || run.GraceUntil.IsZero() && run.Phase != Grace {
+		return nil, time.Time{}
+	}
+	switch run.Phase {
+	case Publish, Sync, Restart, Check, Grace:
+	default:
 		return nil, time.Time{}
 	}
 	return r.With(version.Previous), run.GraceUntil
@@ -394,15 +425,17 @@ func (r *Role) returnable() bool {
 	case run.Ahead:
 		return true
 	}
-	// What no server holds can be exchanged for what was there before.
-	reversible := r.Spec.Strategy != kind.Swap || r.Connection == ""
+	// What no server holds can be exchanged for what was there before. A server that
+	// knows one credential is told the old one again where consumers fail with the new.
+	failing := run.Phase == Sync || run.Phase == Restart || run.Phase == Check && r.consults()
+	reversible := r.Spec.Strategy != kind.Swap || r.Connection == "" || failing
 	return reversible && r.With(version.Previous) != nil
 }
 
 // publishes reports whether a run stops in the publish phase. Key rings do without
 // a document as well: what creds/ shows is stored before the time is counted that
 // consumers have to read it, because that write may take.
-func (r *Role) publishes() bool { return r.Shows() || r.ring() }
+func (r *Role) publishes() bool { return r.Shows() || r.ring() || r.delivers() }
 
 // Shows reports whether what the role serves is written where consumers read it.
 func (r *Role) Shows() bool { return r.Document != "" || !r.Place.Zero() }
@@ -446,11 +479,12 @@ func (r *Role) roomy() error {
 func (r *Role) clone() *Role {
 	c := *r
 	c.Set = r.Set.Clone()
+	c.Consumers = slices.Clone(r.Consumers)
 	c.Nodes, c.Profile = slices.Clone(r.Nodes), slices.Clone(r.Profile)
 	if r.Run != nil {
 		run := *r.Run
 		run.Timeline = slices.Clone(run.Timeline)
-		run.Missed = slices.Clone(run.Missed)
+		run.Missed, run.Delivered = slices.Clone(run.Missed), slices.Clone(run.Delivered)
 		c.Run = &run
 	}
 	if r.Drift != nil {
@@ -468,6 +502,9 @@ type Config struct {
 	Freeze       bool          `json:"freeze"`
 	FreezeUntil  time.Time     `json:"freeze_until,omitzero"` // zero: until it is ended
 	FreezeReason string        `json:"freeze_reason,omitempty"`
+	// AllowedHosts are those that checks may send requests to: names, or *. and a
+	// domain.
+	AllowedHosts []string `json:"allowed_hosts,omitempty"`
 }
 
 // Frozen reports whether no rotation may start now. A freeze that has an end

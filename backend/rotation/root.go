@@ -106,18 +106,23 @@ func (e *Engine) AdoptRoot(ctx context.Context, r *Role, m kind.Material, check 
 	} else if t != nil {
 		r.Set.Last = t.Role.Set.Last
 	}
-	r.Add(m, "", now)
-	r.Set.Promote(now)
+	r.AdoptAs(m, now)
 	if r.Next.IsZero() {
 		r.Next = schedule.Next(r.Schedule, r.Name, now)
 	}
 	return e.putRole(ctx, nil, r)
 }
 
-// ReplaceRoot is for an admin credential that somebody has changed at its server:
-// only m is tried from now on. What there was is kept as it is of a role that was
-// deleted.
-func (e *Engine) ReplaceRoot(ctx context.Context, connection string, m kind.Material) error {
+// AdoptAs makes m the current version of an admin credential.
+func (r *Role) AdoptAs(m kind.Material, now time.Time) {
+	r.Add(m, "", now)
+	r.Set.Promote(now)
+}
+
+// ReplaceRoot is for an admin credential that somebody has changed at its server,
+// or that is one of another server, target: only m is tried from now on. What there
+// was is kept as it is of a role that was deleted.
+func (e *Engine) ReplaceRoot(ctx context.Context, connection, target string, m kind.Material) error {
 	name := RootName(connection)
 	if err := e.lockRole(ctx, name); err != nil {
 		return err
@@ -133,10 +138,54 @@ func (e *Engine) ReplaceRoot(ctx context.Context, connection string, m kind.Mate
 	now := time.Now().UTC()
 	next := r.clone()
 	next.Set = version.Set{Last: r.Set.Last}
-	next.Add(m, "", now)
-	next.Set.Promote(now)
+	next.AdoptAs(m, now)
 	next.Drift, next.Suspended, next.Failures = nil, "", 0
-	return e.putRole(ctx, r, next)
+	next.Target = target
+	return e.putMoved(ctx, r, next)
+}
+
+// MoveRoot has the admin credential of a connection own its user at the server that
+// the connection leads to from now on.
+func (e *Engine) MoveRoot(ctx context.Context, connection, target string) error {
+	name := RootName(connection)
+	if r, err := e.st.Role(ctx, name); err != nil || r == nil || r.Target == target {
+		return err // nothing else changes it while the connection is locked
+	}
+	if err := e.lockRole(ctx, name); err != nil {
+		return err
+	}
+	defer e.locks.unlock(name)
+	if err := e.st.settle(ctx); err != nil {
+		return err
+	}
+	r, err := e.st.Role(ctx, name)
+	if err != nil || r == nil || r.Target == target {
+		return err
+	}
+	next := r.clone()
+	next.Target = target
+	return e.putMoved(ctx, r, next)
+}
+
+// putMoved is putRole for a role whose server may be another one now.
+func (e *Engine) putMoved(ctx context.Context, r, next *Role) error {
+	if next.Target == r.Target {
+		return e.putRole(ctx, r, next)
+	}
+	release, err := e.claim(ctx, next)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := e.putRole(ctx, r, next); err != nil {
+		return err
+	}
+	for _, c := range r.claims() {
+		if !next.holds(c.key()) {
+			_ = e.dropClaim(ctx, c) // one that stays is not confirmed by its role
+		}
+	}
+	return nil
 }
 
 // DropRoot forgets the admin credential of a connection that is deleted.

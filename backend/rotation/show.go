@@ -71,11 +71,17 @@ func (d *decider) shown() step {
 		next.date(run.To, d.now)
 	}
 	switch {
-	case run.Retired:
+	case run.Retired && (!next.consults() || !next.Shows()):
 		return d.endAs(next, Completed, nil)
+	case run.Retired:
+		next.advance(done, d.now) // publish → sync
+		return d.enterDelivery(next)
 	case run.Back:
-		next.advance(done, d.now) // publish → apply, on the way back
-		return d.startUndo(next)
+		next.advance(done, d.now) // publish → sync, on the way back
+		if next.consults() && d.wasShown(next) {
+			return d.enterDelivery(next)
+		}
+		return d.undeliveredBack(next)
 	}
 	return d.afterPublish(next)
 }

@@ -64,7 +64,7 @@ func nobody(*world) {}
 
 // shared reports whether roles of the shape are shown in one place, and so are a
 // unit.
-func (s shape) shared() bool { return s.document || s.place }
+func (s shape) shared() bool { return s.document || s.place || s.consumers }
 
 // several are the roles of a batch. A unit of two has every way to go wrong, and
 // costs a third of one of three.
@@ -108,6 +108,9 @@ func (s shape) scenarios() []scenario {
 		return slices.DeleteFunc(everyScenario(), func(sc scenario) bool {
 			return !slices.Contains([]string{"rotate", "cancel before promote", "rollback in grace", "retire early", "rollback after retire", "scheduled"}, sc.name)
 		})
+	}
+	if s.consumers {
+		return s.consumerScenarios()
 	}
 	return everyScenario()
 }
@@ -413,26 +416,40 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// stride leaves points of storage out where the operations are those of other shapes
+// and one more step.
+func (s shape) stride(d domain) int {
+	if s.consumers && d != atCluster {
+		return 4 * stride
+	}
+	return stride
+}
+
 func everyPoint(t *testing.T, s shape, sc scenario) {
 	name := s.name + "/" + sc.name
 	base := play(t, s, sc, plan{name: name})
 	if t.Failed() {
 		return
 	}
-	for _, d := range []domain{atStorage, atTarget} {
+	for _, d := range []domain{atStorage, atTarget, atCluster} {
 		faults := map[fault]bool{}
+		if d == atCluster {
+			for _, f := range clusterFaults {
+				faults[f] = s.consumers
+			}
+		}
 		for _, list := range [][]fault{storageWriteFaults, changeFaults, lookFaults} {
 			for _, f := range list {
-				if slices.Contains(storageWriteFaults, f) == (d == atStorage) {
+				if d != atCluster && slices.Contains(storageWriteFaults, f) == (d == atStorage) {
 					faults[f] = true
 				}
 			}
 		}
 		// Faults may make a scenario longer, never shorter for good: each goes
 		// on until the scenario ends without reaching it.
-		for f := range faults {
-			for k := 1; ; k++ {
-				if !applies(base, d, k, f) || (k+len(f))%stride != 0 {
+		for f, possible := range faults {
+			for k := 1; possible; k++ {
+				if !applies(base, d, k, f) || (k+len(f))%s.stride(d) != 0 {
 					continue
 				}
 				w := play(t, s, sc, plan{name: name, points: []point{{where: d, at: k, what: f}}})
@@ -510,7 +527,7 @@ func (w *world) crowd(rng *rand.Rand) {
 		var steps []func()
 		for range 1 + rng.Intn(4) {
 			pause := time.Duration(rng.Intn(400)) * time.Second
-			what := rng.Intn(8)
+			what := rng.Intn(w.shape.whims())
 			steps = append(steps, func() { w.pass(pause); w.whim(what) })
 		}
 		wg.Go(func() {
@@ -533,6 +550,15 @@ func (w *world) crowd(rng *rand.Rand) {
 		w.reconcile("a")
 		w.idle("a")
 	}
+}
+
+// whims is how many of them there are: nobody deletes what the engine logs in with
+// as a role, or makes it again.
+func (s shape) whims() int {
+	if s.root {
+		return 5
+	}
+	return 8
 }
 
 func (w *world) whim(what int) {

@@ -37,7 +37,7 @@ func unitsOf(t Trigger, roles []*Role) map[string]int {
 	}
 	size := map[string]int{}
 	for _, r := range roles {
-		for _, place := range r.places() {
+		for _, place := range r.ties() {
 			if first[place] == nil {
 				first[place] = r
 			}
@@ -59,6 +59,15 @@ func unitsOf(t Trigger, roles []*Role) map[string]int {
 		units[r.Name] = number[top]
 	}
 	return units
+}
+
+// ties are what roles that share it go together for.
+func (r *Role) ties() []string {
+	out := r.places()
+	for _, c := range r.Consumers {
+		out = append(out, laneOfConsumer+c)
+	}
+	return out
 }
 
 // places name where the role is shown.
@@ -141,8 +150,15 @@ func (u *unit) ready(m member) bool {
 	if run == nil {
 		return m.ended == Completed
 	}
-	waits := run.Phase == Promote || run.Ahead && run.Phase == Check && !u.now.Before(run.CheckUntil)
+	waits := run.Phase == Promote || run.Ahead && run.Phase == Check && m.role.seen(u.now)
 	return !run.Back && run.Recall == "" && waits || run.Promoted && !run.Back
+}
+
+// seen reports whether consumers know the next key of a ring: it was proven, or they
+// have had the time to read it.
+func (r *Role) seen(now time.Time) bool {
+	run := r.Run
+	return !now.Before(run.CheckUntil) && (!r.consults() || !run.CheckUntil.IsZero())
 }
 
 // shown: its next key may be published, if it has one.
@@ -240,7 +256,7 @@ func (d *decider) joint() bool {
 		return false
 	}
 	switch run.Phase {
-	case Promote, Publish, Check, Grace:
+	case Promote, Publish, Sync, Restart, Check, Grace:
 		return true
 	case Generate:
 		return d.last()
@@ -262,8 +278,14 @@ func (d *decider) last() bool {
 // with its unit. ok is false when the role may go on by itself.
 func (d *decider) together() (s step, ok bool) {
 	run, u := d.role.Run, d.facts.unit
+	if run.Back && d.role.isDelivery(run.Phase) {
+		return d.await(u.alongside(d.role, run.Phase))
+	}
 	if run.Back {
 		return d.await(run.Phase != Publish || u.all(u.settledBack))
+	}
+	if run.Retired && run.Phase != Publish {
+		return step{}, false
 	}
 	if run.Retired {
 		return d.await(u.succeeding().all(func(m member) bool { return !u.leaving(m) })) // one write for those that retire together
@@ -277,12 +299,14 @@ func (d *decider) together() (s step, ok bool) {
 	switch {
 	case run.Phase == Generate:
 		return d.await(u.all(func(m member) bool { return u.ready(m) || m.run() != nil && m.last() && m.role.Run.Phase != Preflight }))
-	case run.Phase == Promote, run.Phase == Check && run.Ahead && !d.now.Before(run.CheckUntil):
+	case run.Phase == Promote, run.Phase == Check && run.Ahead && d.role.seen(d.now):
 		return d.await(u.all(u.ready))
 	case run.Phase == Publish && run.Ahead:
 		return d.await(u.all(u.shown))
 	case run.Phase == Publish:
 		return d.await(u.all(u.promoted))
+	case d.role.isDelivery(run.Phase):
+		return d.await(u.alongside(d.role, run.Phase))
 	case run.Phase == Grace && d.graceOver():
 		return d.await(u.all(u.arrived))
 	}

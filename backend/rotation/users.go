@@ -101,9 +101,12 @@ func (r *Role) changes(g goal, generation int) []kind.Change {
 			Lead: g.lead, CloseBefore: g.closeBefore,
 		}
 		reconciles := r.Run.Trigger == Reconcile
-		idle := name != r.inUse()
-		if idle {
+		idle := r.alternates() && name != r.inUse()
+		switch {
+		case idle:
 			c.Like = r.inUse()
+		case r.alternates(): // it may be changed as well, and its sessions are those that consumers have moved to
+			c.CloseBefore = time.Time{}
 		}
 		if idle || reconciles || r.Run.Reapply {
 			c.Profile, c.Align = r.Profile, idle && reconciles

@@ -51,6 +51,7 @@ type world struct {
 	served   map[string]kind.Material
 	lives    map[string]map[string]*life // of keys, by role and secret
 	keeper   keeperWorld
+	clusters clusterWorld
 	backward map[string]bool // runs whose way back is stored
 
 	writeFault   fault // what the next write but writeFaultIn under a prefix meets
@@ -78,6 +79,7 @@ type shape struct {
 	targetless bool
 	document   bool
 	place      bool // a secret of another mount
+	consumers  bool // roles have two, which they share
 	// root: role a is what the engine itself logs in to the target with.
 	root   bool
 	tokens time.Duration // of a key ring: how long what it signed is valid
@@ -97,6 +99,10 @@ var shapes = []shape{
 	{name: "signing ring", strategy: kind.KeyRing, targetless: true, document: true, tokens: 20 * time.Minute},
 	{name: "encrypting ring", strategy: kind.KeyRing, targetless: true, document: true},
 	{name: "swap document", strategy: kind.Swap, nodes: 1, document: true},
+	{name: "consumed", strategy: kind.Overlap, nodes: 1, consumers: true},
+	{name: "consumed alternate", strategy: kind.Alternate, nodes: 1, consumers: true},
+	{name: "consumed swap", strategy: kind.Swap, nodes: 1, consumers: true},
+	{name: "consumed ring", strategy: kind.KeyRing, targetless: true, document: true, tokens: 20 * time.Minute, consumers: true},
 	{name: "root", strategy: kind.Overlap, nodes: 2, root: true},
 	{name: "root swap", strategy: kind.Swap, nodes: 2, root: true},
 	{name: "alternate document", strategy: kind.Alternate, nodes: 1, document: true},
@@ -159,6 +165,10 @@ func newWorld(t *testing.T, s shape, p plan) *world {
 		roles: map[string]*Role{}, tombs: map[string]*Tombstone{}, nodes: map[string]*node{},
 		foreign: map[string][]kind.Material{}, tampered: map[string]bool{}, absent: map[string]bool{}, inflight: map[string]int{},
 		served: map[string]kind.Material{}, done: make(chan struct{}),
+		clusters: clusterWorld{
+			secret: map[string]map[string]kind.Material{}, pods: map[string]map[string]kind.Material{},
+			restarts: map[string]int{}, bad: map[string]bool{},
+		},
 	}
 	for i := range s.nodes {
 		name := fmt.Sprintf("n%d", i+1)
@@ -195,6 +205,7 @@ func (w *world) launch() {
 		Keeper:     func(string, string) kind.Keeper { return &fakeKeeper{w: w, i: i} },
 		Generation: func(context.Context, string) (int, error) { return 0, nil },
 		Publish:    publish.NewDocuments(i.fence).Publish,
+		Consumers:  &fakeConsumers{w: w, i: i},
 		PublishTo:  i.publishTo,
 		Reach:      i.reach,
 		Active: func() bool {
@@ -371,6 +382,7 @@ func (w *world) seed(name string, change func(*Role)) {
 	if err := NewStore(&faultyStorage{w: w}).PutRole(context.Background(), nil, r); err != nil {
 		w.t.Fatal(err)
 	}
+	w.running(name)
 	if r.Target != "" {
 		if err := storage.Put(context.Background(), &w.inner, ClaimKey(r.Target, r.Spec.Owns()[0]), Claim{Role: name, Target: r.Target, Username: r.Spec.Owns()[0]}, maxSmallEntry); err != nil {
 			w.t.Fatal(err)
@@ -390,9 +402,13 @@ func (w *world) newRole(name string) *Role {
 	}
 	if w.shape.strategy == kind.Alternate {
 		r.Spec.Usernames, r.Spec.Username = []string{"u-" + name, "u-" + name + "2"}, ""
+		r.Spec.CloseConnections = true
 	}
 	if w.shape.keeper {
 		r.Spec.Username, r.Spec.Mount, r.Spec.Key = "", "mount", name
+	}
+	if w.shape.consumers {
+		r.Consumers = []string{"c1", "c2"}
 	}
 	if w.shape.document { // all roles fill one
 		r.Document = "doc"
@@ -505,6 +521,7 @@ func (w *world) checkAtRest(r *Role) {
 		return
 	}
 	w.checkPublished(r, current.Material)
+	w.checkDelivered(r)
 	for _, v := range r.Versions {
 		if v.Stage != version.Current && v.Refused.IsZero() && !r.Served(v.Material) && !w.shape.targetless {
 			w.violateLocked("at rest version %d (%s) of role %s is not proven refused", v.Number, v.Stage, r.Name)
@@ -571,12 +588,14 @@ func (w *world) checkLocked() {
 			w.checkAccepted(user)
 		}
 		w.checkRoot()
+		w.checkPods()
 	}
 	for _, r := range w.roles {
 		w.checkServed(r)
 	}
 	w.checkDocument()
 	w.checkRoot()
+	w.checkPods()
 }
 
 // rootLogins are the credentials that a driver would try, as stored.

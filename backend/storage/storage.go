@@ -27,6 +27,7 @@ const (
 	Request          = "request/"           // hashed request ids and idempotency keys
 	Due              = "due/"               // <hour>/<role>
 	Claim            = "claim/"             // <hash>
+	Reservation      = "reservation/"       // <consumer>: the unit whose it is
 	Consumer         = "consumer/"          // what must pick secrets up; holds none
 	Barrier          = "barrier"            // see Fenced.Settle
 )

@@ -22,6 +22,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,6 +54,7 @@ const (
 	nodeName    = "kwok-0"
 	nodeAddress = "192.0.2.1" // RFC 5737
 	podNetwork  = "10.244.0.0/16"
+	apiServer   = "kube-apiserver" // the program
 )
 
 // patience bounds what waits for a cluster: a busy machine starts one slowly.
@@ -76,6 +78,7 @@ type Cluster struct {
 	program   string
 	ports     ports
 	authority *servers.Authority
+	client    *http.Client
 	network   *network
 	mu        sync.Mutex
 	running   map[string]*servers.Program
@@ -132,13 +135,6 @@ func (c *Cluster) start(ctx context.Context) error {
 	}
 	if err := c.StartAPIServer(ctx); err != nil {
 		return err
-	}
-	for name, flags := range map[string][]string{
-		"kube-controller-manager": c.controllerFlags(), "kube-scheduler": c.schedulerFlags(), "kwok": c.kwokFlags(),
-	} {
-		if err := c.run(name, flags); err != nil {
-			return err
-		}
 	}
 	if err := c.Apply(ctx, node); err != nil {
 		return err
@@ -237,6 +233,7 @@ func (c *Cluster) connect() error {
 	if err != nil {
 		return fmt.Errorf("make a client of a cluster: %w", err)
 	}
+	c.client = client
 	if c.Core, err = corev1client.NewForConfigAndClient(config, client); err != nil {
 		return fmt.Errorf("make a client of a cluster: %w", err)
 	}
@@ -324,6 +321,9 @@ func (c *Cluster) Stop() error {
 	for _, name := range slices.Backward(names) {
 		errs = append(errs, c.end(name, syscall.SIGKILL)) // nothing it could write is read again
 	}
+	if c.client != nil {
+		c.client.CloseIdleConnections()
+	}
 	if c.network != nil {
 		errs = append(errs, c.network.stop())
 	}
@@ -331,31 +331,42 @@ func (c *Cluster) Stop() error {
 }
 
 // KillAPIServer ends the API server as a crash does. Everything else goes on.
-func (c *Cluster) KillAPIServer() error { return c.end("kube-apiserver", syscall.SIGKILL) }
+func (c *Cluster) KillAPIServer() error { return c.end(apiServer, syscall.SIGKILL) }
 
-// StartAPIServer starts the API server, again on the same port, and waits until
-// it is ready.
+// StartAPIServer starts the API server again on the same port and waits until it
+// is ready. The controllers, the scheduler and the node start afresh then: after
+// an outage of minutes they would look for it only every half a minute.
 func (c *Cluster) StartAPIServer(ctx context.Context) error {
 	c.mu.Lock()
-	runs := c.running["kube-apiserver"] != nil
+	runs := c.running[apiServer] != nil
 	c.mu.Unlock()
 	if !runs {
-		if err := c.run("kube-apiserver", c.apiServerFlags()); err != nil {
+		if err := c.run(apiServer, c.apiServerFlags()); err != nil {
 			return err
 		}
 	}
-	return c.until(ctx, func(ctx context.Context) error {
+	if err := c.until(ctx, func(ctx context.Context) error {
 		_, err := c.Core.RESTClient().Get().AbsPath("/readyz").Timeout(5 * time.Second).DoRaw(ctx)
 		return err
-	})
+	}); err != nil || runs {
+		return err
+	}
+	for name, flags := range map[string][]string{
+		"kube-controller-manager": c.controllerFlags(), "kube-scheduler": c.schedulerFlags(), "kwok": c.kwokFlags(),
+	} {
+		if err := errors.Join(c.end(name, syscall.SIGKILL), c.run(name, flags)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // PauseAPIServer stops the API server from doing anything (SIGSTOP): requests
 // to it hang. ResumeAPIServer ends that.
-func (c *Cluster) PauseAPIServer() error { return c.signal("kube-apiserver", syscall.SIGSTOP) }
+func (c *Cluster) PauseAPIServer() error { return c.signal(apiServer, syscall.SIGSTOP) }
 
 // ResumeAPIServer ends PauseAPIServer.
-func (c *Cluster) ResumeAPIServer() error { return c.signal("kube-apiserver", syscall.SIGCONT) }
+func (c *Cluster) ResumeAPIServer() error { return c.signal(apiServer, syscall.SIGCONT) }
 
 func (c *Cluster) signal(name string, s syscall.Signal) error {
 	c.mu.Lock()

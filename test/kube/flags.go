@@ -58,7 +58,9 @@ func (c *Cluster) schedulerFlags() []string {
 func (c *Cluster) kwokFlags() []string {
 	return []string{
 		"--kubeconfig=" + c.Kubeconfig, "--config=" + c.file("kwok.yaml"),
-		"--manage-all-nodes=true", "--node-lease-duration-seconds=40",
+		"--manage-all-nodes=true",
+		// A KWOK that starts afresh would wait for the lease of the one before.
+		"--node-lease-duration-seconds=0",
 		"--cidr=" + podNetwork, "--node-ip=" + nodeAddress,
 	}
 }

@@ -439,5 +439,5 @@ func testOutage(b *bed) {
 	require.NoError(t, b.sim.Wait(b.ctx, b.ns, "web", func([]SimulatedPod) bool { return b.sim.Workload(b.ns, "web").Logins > logins+10 }))
 	require.NoError(t, b.StartAPIServer(b.ctx))
 	require.NoError(t, b.Restart(b.ctx, "deployment", b.ns, "web"))
-	b.rolledOut(t)
+	b.recovers(t)
 }

@@ -14,10 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/cache"
 )
 
 // Annotations of the template of pods that a Simulator runs. Such pods are
@@ -65,7 +62,6 @@ type Simulator struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	running sync.WaitGroup
-	secrets cache.SharedInformer // with a lag only
 
 	mu      sync.Mutex
 	pods    map[types.UID]*simulation
@@ -127,28 +123,13 @@ func (c *Cluster) Simulate(opts ...SimulatorOption) *Simulator {
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if s.options.lag > 0 {
-		s.secrets = c.watch("secrets", s.options.namespace, &corev1.Secret{}, cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { s.see(o) },
-			UpdateFunc: func(_, o any) { s.see(o) },
-		})
-		s.running.Go(func() { s.secrets.RunWithContext(s.ctx) })
-		cache.WaitForCacheSync(s.ctx.Done(), s.secrets.HasSynced)
+		secrets := newFollower(s.see, func(metav1.Object) {})
+		s.running.Go(func() { c.follow(s.ctx, "secrets", s.options.namespace, &corev1.Secret{}, secrets) })
+		<-secrets.synced
 	}
-	pods := c.watch("pods", s.options.namespace, &corev1.Pod{}, cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { s.adopt(o) },
-		UpdateFunc: func(_, o any) { s.adopt(o) },
-		DeleteFunc: func(o any) { s.leave(o) },
-	})
-	s.running.Go(func() { pods.RunWithContext(s.ctx) })
+	pods := newFollower(s.adopt, s.leave)
+	s.running.Go(func() { c.follow(s.ctx, "pods", s.options.namespace, &corev1.Pod{}, pods) })
 	return s
-}
-
-// watch follows objects of a kind of the core API, those of every namespace
-// where it is "".
-func (c *Cluster) watch(resource, namespace string, kind runtime.Object, handlers cache.ResourceEventHandler) cache.SharedInformer {
-	i := cache.NewSharedInformer(cache.NewListWatchFromClient(c.Core.RESTClient(), resource, namespace, fields.Everything()), kind, 0)
-	_, _ = i.AddEventHandler(handlers) // fails only when it was stopped
-	return i
 }
 
 // Stop ends all pods' logins and returns when they have ended. The figures stay.
@@ -221,7 +202,8 @@ func (s *Simulator) Wait(ctx context.Context, namespace, name string, ok func([]
 	}
 }
 
-func (s *Simulator) see(object any) {
+// see keeps what a Secret holds.
+func (s *Simulator) see(object metav1.Object) {
 	secret, ok := object.(*corev1.Secret)
 	if !ok {
 		return
@@ -233,7 +215,7 @@ func (s *Simulator) see(object any) {
 }
 
 // adopt starts the container of a pod that KWOK has started.
-func (s *Simulator) adopt(object any) {
+func (s *Simulator) adopt(object metav1.Object) {
 	pod, ok := object.(*corev1.Pod)
 	if !ok || pod.Annotations[simulated] == "" || pod.Status.Phase != corev1.PodRunning {
 		return
@@ -255,16 +237,9 @@ func (s *Simulator) adopt(object any) {
 }
 
 // leave ends what ran for a pod that is gone.
-func (s *Simulator) leave(object any) {
-	if last, ok := object.(cache.DeletedFinalStateUnknown); ok {
-		object = last.Obj
-	}
-	pod, ok := object.(*corev1.Pod)
-	if !ok {
-		return
-	}
+func (s *Simulator) leave(object metav1.Object) {
 	s.mu.Lock()
-	p := s.pods[pod.UID]
+	p := s.pods[object.GetUID()]
 	s.mu.Unlock()
 	if p == nil {
 		return

@@ -48,6 +48,7 @@ const (
 )
 
 func redisBench(t *testing.T) bench {
+	t.Helper()
 	n := servers.Redis(t, servers.WithUsers("app on >"+firstPassword+" ~app:* +@all -@admin", "engine on >"+enginePassword+" ~* &* +@all"))
 	return bench{
 		kind: "redis", address: n.Addr, change: "SETUSER",
@@ -63,6 +64,7 @@ func redisBench(t *testing.T) bench {
 }
 
 func postgresBench(t *testing.T) bench {
+	t.Helper()
 	n := servers.Postgres(t)
 	require.NoError(t, n.Exec(t.Context(), "CREATE ROLE engine LOGIN CREATEROLE PASSWORD '"+enginePassword+"'",
 		"GRANT SELECT (rolname, rolpassword) ON pg_authid TO engine",
@@ -91,6 +93,7 @@ func postgresBench(t *testing.T) bench {
 }
 
 func rabbitBench(t *testing.T) bench {
+	t.Helper()
 	n := servers.RabbitMQ(t)
 	require.NoError(t, n.SetUser(t.Context(), "app", firstPassword, ""))
 	require.NoError(t, n.SetUser(t.Context(), "engine", enginePassword, "administrator"))

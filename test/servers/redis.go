@@ -2,6 +2,8 @@ package servers
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -33,6 +35,14 @@ type redisOptions struct {
 	aclFile      bool
 	noConfigFile bool
 	cluster      bool
+	tls          *redisTLS
+	sentinel     bool
+}
+
+// redisTLS is what a server shows, and whose clients it takes.
+type redisTLS struct {
+	ca    *Authority
+	names []string
 }
 
 // WithConfig adds lines to redis.conf.
@@ -66,6 +76,12 @@ func WithReplicationUser(user, password string) RedisOption {
 // WithoutConfigFile starts the server with arguments alone: it cannot make
 // anything durable.
 func WithoutConfigFile() RedisOption { return func(o *redisOptions) { o.noConfigFile = true } }
+
+// WithTLS makes the server speak TLS alone, also to its replicas and in a
+// cluster. It has a certificate for names, and wants one of ca from its clients.
+func WithTLS(ca *Authority, names ...string) RedisOption {
+	return func(o *redisOptions) { o.tls = &redisTLS{ca: ca, names: names} }
+}
 
 // RedisNode is one Redis server.
 type RedisNode struct {
@@ -158,13 +174,38 @@ func (n *RedisNode) writeFiles() error {
 	if err := os.WriteFile(n.file("redis.conf"), []byte(conf.String()), 0o600); err != nil {
 		return fmt.Errorf("write redis.conf: %w", err)
 	}
+	return n.writeCertificates()
+}
+
+func (n *RedisNode) writeCertificates() error {
+	if n.options.tls == nil {
+		return nil
+	}
+	cert, key, err := n.options.tls.ca.Issue(n.options.tls.names...)
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string]string{"ca.pem": n.options.tls.ca.PEM, "cert.pem": cert, "key.pem": key} {
+		if err := os.WriteFile(n.file(name), []byte(content), 0o600); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
+	}
 	return nil
 }
 
 func (n *RedisNode) settings() []string {
-	lines := []string{
-		fmt.Sprintf("port %d", n.port), "bind 127.0.0.1", "dir " + n.Dir,
-		`save ""`, "appendonly no", "repl-diskless-sync-delay 0", "repl-ping-replica-period 1",
+	lines := []string{fmt.Sprintf("port %d", n.port), "bind 127.0.0.1", "dir " + n.Dir}
+	if n.options.tls != nil {
+		lines[0] = fmt.Sprintf("tls-port %d", n.port)
+		lines = append(lines, "port 0", "tls-replication yes", "tls-auth-clients yes",
+			"tls-cert-file "+n.file("cert.pem"), "tls-key-file "+n.file("key.pem"), "tls-ca-cert-file "+n.file("ca.pem"))
+	}
+	if n.options.sentinel {
+		return append(lines, n.options.config...)
+	}
+	lines = append(lines, `save ""`, "appendonly no", "repl-diskless-sync-delay 0", "repl-ping-replica-period 1")
+	if n.options.cluster && n.options.tls != nil {
+		lines = append(lines, "tls-cluster yes")
 	}
 	if n.options.cluster {
 		// Nobody waits for a failover, and a machine that stands still for a
@@ -196,6 +237,9 @@ func (n *RedisNode) start(ctx context.Context) error {
 		return nil
 	}
 	args := []string{n.file("redis.conf")}
+	if n.options.sentinel {
+		args = append(args, "--sentinel")
+	}
 	if n.options.noConfigFile {
 		args = nil
 		for _, line := range n.settings() {
@@ -280,7 +324,20 @@ func (n *RedisNode) clientOptions() *redis.Options {
 	if !n.options.noConfigFile {
 		o.Username, o.Password = RedisAdmin, RedisAdminPassword
 	}
+	if n.options.tls != nil {
+		o.TLSConfig = n.clientTLS()
+	}
 	return o
+}
+
+// clientTLS shows the server its own certificate, which its authority has signed.
+func (n *RedisNode) clientTLS() *tls.Config {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool(), ServerName: n.options.tls.names[0]}
+	c.RootCAs.AppendCertsFromPEM([]byte(n.options.tls.ca.PEM))
+	if pair, err := tls.LoadX509KeyPair(n.file("cert.pem"), n.file("key.pem")); err == nil {
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c
 }
 
 // Do sends one command as the administrator. It dials by itself, because
@@ -291,6 +348,9 @@ func (n *RedisNode) Do(ctx context.Context, args ...any) (any, error) {
 		return nil, err
 	}
 	o := n.clientOptions()
+	if o.TLSConfig != nil {
+		conn = tls.Client(conn, o.TLSConfig)
+	}
 	o.Dialer = func(context.Context, string, string) (net.Conn, error) { return conn, nil }
 	c := redis.NewClient(o)
 	defer func() { _ = c.Close() }()

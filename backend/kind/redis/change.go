@@ -20,7 +20,8 @@ const (
 	refuseToo
 )
 
-// Change implements kind.Target. Hashes alone travel, except to masterauth.
+// Change implements kind.Target. Hashes alone travel, except to masterauth
+// and to sentinels.
 func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outcome {
 	outcomes := make([]kind.Outcome, len(changes))
 	users := make([]kind.User, len(changes))
@@ -40,7 +41,7 @@ func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outco
 	j.steps = make([]step, len(changes))
 	links := false
 	for i, c := range changes {
-		if f.isLinkUser(c.Username) {
+		if f.inHalves(c.Username) {
 			j.steps[i], links = acceptOnly, true
 		}
 	}
@@ -53,11 +54,15 @@ func (t *target) Change(ctx context.Context, changes []kind.Change) []kind.Outco
 	j.round(first, func(step) bool { return true })
 	if links {
 		j.switchLinks(ctx)
+		j.switchSentinels(ctx)
 		j.refuseAfterLinks(ctx)
 	}
 	j.closeSessions(ctx)
 	for i := range outcomes {
 		outcomes[i].Nodes, outcomes[i].Notes = f.results(j.works, i), j.notes(i)
+		if j.watched != nil {
+			outcomes[i].Nodes = append(outcomes[i].Nodes, j.watched[i]...)
+		}
 	}
 	return outcomes
 }
@@ -69,6 +74,7 @@ type job struct {
 	users   []kind.User
 	works   map[*node]*work
 	steps   []step
+	watched [][]kind.NodeError // what came of each change at the sentinels
 }
 
 // round makes every node do what is due, in parallel.

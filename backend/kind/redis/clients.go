@@ -17,15 +17,15 @@ var (
 	_ kind.Observer = (*target)(nil)
 )
 
-// peer is one line of CLIENT LIST.
-type peer struct {
+// loggedIn is one line of CLIENT LIST.
+type loggedIn struct {
 	id, user, addr, name, flags, command string
 
 	age time.Duration // in whole seconds
 }
 
-func parsePeers(lines string) []peer {
-	var out []peer
+func parseClients(lines string) []loggedIn {
+	var out []loggedIn
 	for line := range strings.Lines(lines) {
 		values := map[string]string{}
 		for pair := range strings.FieldsSeq(line) {
@@ -33,7 +33,7 @@ func parsePeers(lines string) []peer {
 			values[name] = value
 		}
 		age, _ := strconv.Atoi(values["age"])
-		out = append(out, peer{
+		out = append(out, loggedIn{
 			id: values["id"], user: values["user"], addr: values["addr"], name: values["name"],
 			flags: values["flags"], command: values["cmd"], age: time.Duration(age) * time.Second,
 		})
@@ -43,7 +43,7 @@ func parsePeers(lines string) []peer {
 
 // of reports whether p is a session of user. What a node replicates over is none,
 // and who asks, as the admin, is not either.
-func (p peer) of(user, admin string) bool {
+func (p loggedIn) of(user, admin string) bool {
 	asks := user == admin && (p.command == "client|list" || p.command == "client")
 	return p.user == user && !strings.ContainsAny(p.flags, "SM") && !asks
 }
@@ -51,11 +51,11 @@ func (p peer) of(user, admin string) bool {
 // before reports whether p may have been opened before t: its age leaves out up to a
 // second, and it is better to close one session too many, which opens another, than
 // to keep one of somebody who has the old password.
-func (p peer) before(t, now time.Time) bool {
+func (p loggedIn) before(t, now time.Time) bool {
 	return now.Add(-p.age - time.Second).Before(t)
 }
 
-func (p peer) session(node string, now time.Time) kind.Session {
+func (p loggedIn) session(node string, now time.Time) kind.Session {
 	host, _, err := net.SplitHostPort(p.addr)
 	if err != nil {
 		host = ""
@@ -63,14 +63,14 @@ func (p peer) session(node string, now time.Time) kind.Session {
 	return kind.Session{Node: node, Client: host, Name: p.name, Opened: now.Add(-p.age)}
 }
 
-// peers lists who is connected to the node, and when that was.
-func (n *node) peers(ctx context.Context) ([]peer, time.Time, error) {
+// clients lists who is connected to the node, and when that was.
+func (n *node) clients(ctx context.Context) ([]loggedIn, time.Time, error) {
 	now := time.Now() // before the node looks, so that nobody seems younger than he is
 	r := n.s.run(ctx, []command{clientList})[0]
 	if r.err != nil {
 		return nil, now, n.explainClients(r.err, "CLIENT LIST", "list who is connected")
 	}
-	return parsePeers(text(r.value)), now, nil
+	return parseClients(text(r.value)), now, nil
 }
 
 func (n *node) explainClients(err error, shown, what string) error {
@@ -121,11 +121,11 @@ func (w *work) sessions(ctx context.Context, questions []kind.SessionsQuestion, 
 	if len(which) == 0 {
 		return
 	}
-	peers, now, err := w.peers(ctx)
+	clients, now, err := w.clients(ctx)
 	for _, i := range which {
 		w.errs[i] = err
 	}
-	for _, p := range peers {
+	for _, p := range clients {
 		for _, i := range which {
 			if p.of(questions[i].Username, w.facts.admin) && p.before(questions[i].Before, now) {
 				found[i] = append(found[i], p.session(w.name, now))
@@ -154,13 +154,13 @@ func closes(c kind.Change) bool { return !c.CloseBefore.IsZero() }
 // closeClients ends sessions one by one: CLIENT KILL USER would end the replication
 // of a user that nodes log in to each other with, and those that were opened since.
 func (w *work) closeClients(ctx context.Context, changes []kind.Change, which []int) {
-	peers, now, err := w.peers(ctx)
+	clients, now, err := w.clients(ctx)
 	for _, i := range which {
 		w.unclosed[i] = err
 	}
 	var commands []command
 	var owners []int
-	for _, p := range peers {
+	for _, p := range clients {
 		for _, i := range which {
 			if p.of(changes[i].Username, w.facts.admin) && p.before(changes[i].CloseBefore, now) {
 				commands = append(commands, command{"CLIENT", "KILL", "ID", p.id})

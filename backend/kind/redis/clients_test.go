@@ -14,7 +14,7 @@ import (
 
 func TestReadClientList(t *testing.T) {
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	peers := parsePeers("id=3 addr=10.0.0.7:5000 laddr=127.0.0.1:6379 fd=8 name=worker age=60 idle=0 flags=N db=0 cmd=get user=app redir=-1\n" +
+	peers := parseClients("id=3 addr=10.0.0.7:5000 laddr=127.0.0.1:6379 fd=8 name=worker age=60 idle=0 flags=N db=0 cmd=get user=app redir=-1\n" +
 		"id=4 addr=[2001:db8::1]:5001 fd=9 name= age=5 flags=P cmd=subscribe user=app\n" +
 		"id=5 addr=10.0.0.8:5002 name= age=9 flags=S cmd=replconf user=app\n" +
 		"id=6 addr=10.0.0.9:6379 name= age=9 flags=M cmd=ping user=app\n" +

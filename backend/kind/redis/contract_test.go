@@ -28,10 +28,14 @@ func TestContract(t *testing.T) {
 			return &servers.RedisSet{Nodes: []*servers.RedisNode{servers.Redis(t, append(opts, slow)...)}}
 		}
 	}
+	ca := authority(t)
 	for name, c := range map[string]struct {
 		start    func(*testing.T) *servers.RedisSet
 		username string
 	}{
+		"tls": {func(t *testing.T) *servers.RedisSet {
+			return servers.RedisReplicated(t, 1, slow, servers.WithTLS(ca, "127.0.0.1"))
+		}, ""},
 		"config file": {one(), ""},
 		"acl file":    {one(servers.WithACLFile()), ""},
 		"requirepass": {one(servers.WithConfig("requirepass first")), "default"},
@@ -47,7 +51,14 @@ func TestContract(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // most of the time is spent waiting for nodes that hang
 			r := newRig(t, c.start(t))
-			kindtest.Run(t, r.harness(t, c.username))
+			if name == "tls" {
+				r.entry.Redis.TLS, r.entry.TLS = true, trust(t, ca)
+			}
+			h := r.harness(t, c.username)
+			if r.entry.Redis.TLS { // the wire shows nothing
+				h.ChangeRequest, h.Capture = "", nil
+			}
+			kindtest.Run(t, h)
 		})
 	}
 }
@@ -153,7 +164,13 @@ func (r *rig) acl(t testing.TB, args ...any) {
 func (r *rig) hold(t testing.TB, m kind.Material) func() bool {
 	t.Helper()
 	n := r.set.Nodes[len(r.set.Nodes)-1]
-	s, err := dial(t.Context(), t.Context(), n.Addr, []string{n.Addr}) // which never dials again
+	to := peer{node: n.Addr}
+	if r.entry != nil && r.entry.Redis.TLS {
+		var err error
+		to.tls, err = r.entry.TLS.Config("127.0.0.1")
+		require.NoError(t, err)
+	}
+	s, err := dial(t.Context(), t.Context(), to, []string{n.Addr}) // which never dials again
 	require.NoError(t, err)
 	t.Cleanup(s.close)
 	require.NoError(t, s.run(t.Context(), []command{{"AUTH", m.Username, m.Secret}})[0].err)

@@ -20,17 +20,20 @@ const (
 	TopologyAuto       = "auto"
 	TopologyStandalone = "standalone"
 	TopologyCluster    = "cluster"
+	TopologySentinel   = "sentinel"
 )
 
 const (
 	maxParallel    = 16
 	connectTimeout = 3 * time.Second
+	// sentinelTimeout leaves time for the nodes where a sentinel hangs.
+	sentinelTimeout = 2 * time.Second
 	// maxNodes is far more than a cluster of any use has. A server that names
 	// more is not one that the admin credential should be sent around for.
 	maxNodes = 1000
 )
 
-// node is one server of the target during one call.
+// node is one server of the target during one call, or one sentinel of it.
 type node struct {
 	name    string // as it was discovered first
 	aliases []string
@@ -38,7 +41,8 @@ type node struct {
 	extra   bool // remembered by a role, not found by discovery
 	s       *session
 	facts   facts
-	err     error // why it cannot be asked
+	sight   *sight // of a sentinel: what it sees
+	err     error  // why it cannot be asked
 }
 
 // answersTo reports whether addr is another name of n.
@@ -53,6 +57,9 @@ type fleet struct {
 	nodes  []*node
 	full   bool // there were more than maxNodes
 	cancel context.CancelFunc
+
+	sentinels bool   // it is made of sentinels
+	watch     *fleet // the sentinels of the target, nil where it has none
 }
 
 // close ends every session.
@@ -63,35 +70,52 @@ func (f *fleet) close() {
 			n.s.close()
 		}
 	}
+	if f.watch != nil {
+		f.watch.close()
+	}
 }
 
 // discover finds and logs in to every node: from the seeds, to whatever a node
 // that answers knows of, until nothing new turns up. In a cluster CLUSTER NODES
 // is asked, because CLUSTER SLOTS, which client libraries iterate over, leaves
-// out failed replicas; with replication INFO is, in both directions.
+// out failed replicas; with replication INFO is, in both directions. Where
+// sentinels are the seeds, the nodes that they watch come first.
 func discover(ctx context.Context, entry *connection.Entry, known []string) (*fleet, error) {
 	if entry == nil || entry.Redis == nil || len(entry.Redis.Addresses) == 0 {
 		return nil, kind.Definitely("the connection has no redis addresses: write its addresses")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	f := &fleet{entry: entry, cancel: cancel}
+	if err := f.seek(ctx, known); err != nil {
+		f.close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *fleet) seek(ctx context.Context, known []string) error {
+	first := f.entry.Redis.Addresses
+	if f.entry.Redis.Watched() {
+		if err := f.askSentinels(ctx); err != nil {
+			return err
+		}
+		first = f.watch.watched()
+	}
 	connectCtx, stop := within(ctx, 3, connectTimeout)
 	defer stop()
 	f.resolveSeeds(connectCtx)
 
-	f.visit(ctx, connectCtx, f.newNodes(entry.Redis.Addresses, true, false))
+	f.visit(ctx, connectCtx, f.newNodes(first, f.watch == nil, false))
 	if f.full {
-		f.close()
-		return nil, kind.Definitely("connection %q leads to more than %d nodes: check what its addresses answer to CLUSTER NODES and INFO", entry.Name, maxNodes)
+		return kind.Definitely("connection %q leads to more than %d nodes: check what its addresses answer to CLUSTER NODES and INFO", f.entry.Name, maxNodes)
 	}
-	if err := f.answered(); err != nil {
-		f.close()
-		return nil, err
+	if err := f.answered("redis node"); err != nil {
+		return err
 	}
 	f.drop()
 	f.visit(ctx, connectCtx, f.newNodes(f.missing(known), false, true))
 	f.merge()
-	return f, nil
+	return nil
 }
 
 func (f *fleet) resolveSeeds(ctx context.Context) {
@@ -155,7 +179,7 @@ func (f *fleet) visit(ctx, connectCtx context.Context, waiting []*node) {
 			waiting = waiting[1:]
 			busy++
 			go func() {
-				n.connect(ctx, connectCtx, f.entry, f.seeds)
+				f.connect(ctx, connectCtx, n)
 				visited <- n
 			}()
 		}
@@ -176,27 +200,34 @@ func (f *fleet) visit(ctx, connectCtx context.Context, waiting []*node) {
 // errUnvisited is about a node that nobody will ask, because there are too many.
 var errUnvisited = errors.New("there are too many nodes")
 
-func (n *node) connect(ctx, connectCtx context.Context, entry *connection.Entry, seeds []netip.Addr) {
-	addrs, err := n.addresses(connectCtx, entry, seeds)
+func (f *fleet) connect(ctx, connectCtx context.Context, n *node) {
+	to, addrs, err := f.way(connectCtx, n)
 	if err != nil {
 		n.err = err
 		return
 	}
-	n.s, n.err = dial(ctx, connectCtx, n.name, addrs)
+	n.s, n.err = dial(ctx, connectCtx, to, addrs)
 	if n.err != nil {
 		return
 	}
-	user, err := n.s.login(connectCtx, entry.Admin.Logins())
-	if err == nil {
-		n.facts, err = n.s.learn(connectCtx, user)
-	}
-	if err == nil {
-		err = n.checkTopology(entry.Redis.Topology)
-	}
-	if err != nil {
-		n.err = err
+	if n.err = f.greet(connectCtx, n); n.err != nil {
 		n.s.close()
 	}
+}
+
+// greet logs in to n and asks it about itself.
+func (f *fleet) greet(ctx context.Context, n *node) error {
+	if f.sentinels {
+		return n.look(ctx, f.entry.Redis.Sentinel)
+	}
+	user, err := n.s.login(ctx, f.entry.Admin.Logins())
+	if err == nil {
+		n.facts, err = n.s.learn(ctx, user)
+	}
+	if err == nil {
+		err = n.checkTopology(f.entry.Redis.Topology)
+	}
+	return err
 }
 
 func (n *node) checkTopology(wanted string) error {
@@ -206,34 +237,40 @@ func (n *node) checkTopology(wanted string) error {
 	return kind.Definitely("node %s does not run with the topology %q that its connection asks for: write the connection with topology=auto", n.name, wanted)
 }
 
-// addresses resolves where n is dialled, and refuses what the connection may
-// not send its admin credential to. An address that the operator wrote down,
+// way resolves where n is dialled, and refuses what the connection may not
+// send its admin credential to. An address that the operator wrote down,
 // as a seed or in address_map, is allowed.
-func (n *node) addresses(ctx context.Context, entry *connection.Entry, seeds []netip.Addr) ([]string, error) {
-	reach := entry.Reach(n.name)
+func (f *fleet) way(ctx context.Context, n *node) (peer, []string, error) {
+	to := peer{node: n.name, sentinel: f.sentinels}
+	reach := f.entry.Reach(n.name)
 	host, port, err := net.SplitHostPort(reach)
 	if err != nil {
-		return nil, kind.Definitely("the address %q of node %s is not host:port: correct addresses or address_map", reach, n.name)
+		return to, nil, kind.Definitely("the address %q of %s is not host:port: correct addresses or address_map", reach, to.who())
+	}
+	if f.entry.Redis.TLS {
+		if to.tls, err = f.entry.TLS.Config(host); err != nil {
+			return to, nil, kind.Definitely("%w", err)
+		}
 	}
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
-		return nil, kind.CannotReach(fmt.Errorf("the address of node %s cannot be resolved, check the name: %w", n.name, err))
+		return to, nil, kind.CannotReach(fmt.Errorf("the address of %s cannot be resolved, check the name: %w", to.who(), err))
 	}
-	_, mapped := entry.AddressMap[n.name]
+	_, mapped := f.entry.AddressMap[n.name]
 	var out []string
 	for _, ip := range ips {
 		if !n.seed && !mapped {
-			if err := entry.CheckDiscovered(ip, seeds); err != nil {
-				return nil, kind.Definitely("%w", err)
+			if err := f.entry.CheckDiscovered(ip, f.seeds); err != nil {
+				return to, nil, kind.Definitely("%w", err)
 			}
 		}
 		out = append(out, net.JoinHostPort(ip.Unmap().String(), port))
 	}
-	return out, nil
+	return to, out, nil
 }
 
 // answered is nil when at least one node could be asked.
-func (f *fleet) answered() error {
+func (f *fleet) answered(what string) error {
 	var errs []error
 	definite, silent := true, true
 	for _, n := range f.nodes {
@@ -244,7 +281,7 @@ func (f *fleet) answered() error {
 		definite = definite && kind.IsDefinite(n.err)
 		silent = silent && kind.IsUnreachable(n.err)
 	}
-	err := fmt.Errorf("no redis node of connection %q could be asked: %w", f.entry.Name, errs[0])
+	err := fmt.Errorf("no %s of connection %q could be asked: %w", what, f.entry.Name, errs[0])
 	switch {
 	case definite:
 		return kind.Definitely("%w", err)
@@ -299,7 +336,9 @@ func (f *fleet) missing(known []string) []string {
 func (f *fleet) merge() {
 	var kept []*node
 	for _, n := range f.nodes {
-		i := slices.IndexFunc(kept, func(k *node) bool { return n.err == nil && k.err == nil && k.facts.runID == n.facts.runID })
+		i := slices.IndexFunc(kept, func(k *node) bool {
+			return n.err == nil && k.err == nil && n.facts.runID != "" && k.facts.runID == n.facts.runID
+		})
 		if i < 0 {
 			if n.facts.self != "" && !n.answersTo(n.facts.self) {
 				// The name that the cluster knows it by is the one that lasts.

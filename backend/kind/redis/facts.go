@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
 // facts are what a node says about itself at login.
@@ -32,6 +34,9 @@ type facts struct {
 
 	rules       []string // the admin's command rules, one list per selector
 	defaultOpen bool
+
+	watchersKnown bool // CLIENT LIST is permitted
+	watchers      []watcher
 }
 
 // member is one line of CLUSTER NODES.
@@ -58,6 +63,9 @@ func (s *session) learn(ctx context.Context, admin string) (facts, error) {
 		}
 	}
 	info := fields(r[0].value, r[1].value, r[2].value)
+	if info["redis_mode"] == "sentinel" {
+		return f, kind.Definitely("node %s is a sentinel: write the connection with sentinel_master, the name that the sentinels know the primary by", s.node)
+	}
 	f.version, f.runID, f.configFile = info["redis_version"], info["run_id"], info["config_file"]
 	if major, _, _ := strings.Cut(f.version, "."); len(major) == 1 && major < "6" {
 		return f, s.tooOld()
@@ -78,6 +86,9 @@ func (s *session) learn(ctx context.Context, admin string) (facts, error) {
 	f.rules = parseUser(r[8].value).rules
 	u := parseUser(r[9].value)
 	f.defaultOpen = u.on && u.nopass
+	if !f.cluster && f.may("client|list") {
+		f.watchers, f.watchersKnown = s.watchers(ctx)
+	}
 	return f, nil
 }
 
@@ -173,12 +184,15 @@ func (f *facts) neighbours() []string {
 	return append(out, f.replicas...)
 }
 
-// may reports whether the admin's rules permit name ("acl|save"). Rules apply
-// in the order they are listed; the categories are those that the commands
-// this package needs belong to.
-func (f *facts) may(name string) bool {
+// may reports whether the admin's rules permit name ("acl|save").
+func (f *facts) may(name string) bool { return allows(f.rules, name) }
+
+// allows reports whether rules permit name ("acl|save"). Rules apply in the
+// order they are listed; the categories are those that the commands this
+// package needs belong to.
+func allows(selectors []string, name string) bool {
 	parent, _, _ := strings.Cut(name, "|")
-	return slices.ContainsFunc(f.rules, func(rules string) bool {
+	return slices.ContainsFunc(selectors, func(rules string) bool {
 		allowed := false
 		for rule := range strings.FieldsSeq(strings.ToLower(rules)) {
 			switch strings.TrimLeft(rule, "+-") {

@@ -27,8 +27,9 @@ func (t *target) Preflight(ctx context.Context, users []kind.User) []kind.Findin
 		w := in.works[n]
 		w.read(ctx, in.users, w.todo())
 	})
-	for i := range users {
+	for i, u := range users {
 		findings[i] = in.finding(i)
+		f.inspectSentinels(&findings[i], in.works, i, u.Username)
 	}
 	return findings
 }

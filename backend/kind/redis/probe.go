@@ -69,7 +69,7 @@ func (w *work) logins(ctx context.Context, questions []kind.Question, accepts []
 	if len(commands) == 0 {
 		return
 	}
-	s, err := dial(ctx, ctx, w.name, []string{w.s.addr})
+	s, err := w.s.again(ctx)
 	if err != nil {
 		fail(err)
 		return

@@ -14,6 +14,7 @@
 //	preflight.go, probe.go, change.go, replication.go   the Target
 //	profile.go     what a user may do, read and written
 //	clients.go     who is logged in, and closing that
+//	sentinel.go    who watches the nodes, and logs in to them
 package redis
 
 import (

@@ -83,14 +83,14 @@ func TestValidateConfig(t *testing.T) {
 
 	good := []string{"a:1"}
 	for field, c := range map[string]connection.Redis{
-		"addresses":     {},
-		"addresses ":    {Addresses: []string{"redis://a:1"}},
-		"addresses  ":   {Addresses: []string{"a"}},
-		"addresses   ":  {Addresses: []string{"a:http"}},
-		"topology":      {Addresses: good, Topology: "sentinel"},
-		"topology ":     {Addresses: good, Topology: "ring"},
-		"persistence":   {Addresses: good, Persistence: "rdb"},
-		"allowed_cidrs": {Addresses: good, AllowedCIDRs: []string{"10.0.0.1"}},
+		"addresses":       {},
+		"addresses ":      {Addresses: []string{"redis://a:1"}},
+		"addresses  ":     {Addresses: []string{"a"}},
+		"addresses   ":    {Addresses: []string{"a:http"}},
+		"sentinel_master": {Addresses: good, Topology: "sentinel"},
+		"topology ":       {Addresses: good, Topology: "ring"},
+		"persistence":     {Addresses: good, Persistence: "rdb"},
+		"allowed_cidrs":   {Addresses: good, AllowedCIDRs: []string{"10.0.0.1"}},
 	} {
 		require.ErrorContains(t, ValidateConfig(&c), strings.TrimSpace(field))
 	}

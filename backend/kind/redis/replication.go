@@ -59,7 +59,7 @@ func refuses(c kind.Change) bool { return c.Exclusive || len(c.Refuse) > 0 }
 // in to each other with.
 func (j *job) switchLinks(ctx context.Context) {
 	for i, c := range j.changes {
-		if j.steps[i] != acceptOnly || c.Lead.Secret == "" {
+		if j.steps[i] != acceptOnly || c.Lead.Secret == "" || !j.isLinkUser(c.Username) {
 			continue
 		}
 		blocked := map[*node]error{}
@@ -137,9 +137,9 @@ func (j *job) refuseAfterLinks(ctx context.Context) {
 			continue
 		}
 		j.steps[i] = refuseToo
-		err := j.unlinked(i)
-		if err == nil && c.Lead.Secret == "" {
-			err = kind.Definitely("nodes log in to each other as %s, and no password was given that they should use: nothing was refused", c.Username)
+		err := j.stillUsed(i)
+		if err == nil && c.Lead.Secret == "" && j.isUsed(c.Username) {
+			err = kind.Definitely("nodes or sentinels log in to nodes as %s, and no password was given that they should use: nothing was refused", c.Username)
 		}
 		if err == nil {
 			continue
@@ -153,11 +153,30 @@ func (j *job) refuseAfterLinks(ctx context.Context) {
 	j.round(ctx, func(s step) bool { return s == refuseToo })
 }
 
+// isUsed reports whether something logs in to nodes as user that is switched
+// when its password changes.
+func (f *fleet) isUsed(user string) bool { return f.isLinkUser(user) || f.isWatchUser(user) }
+
+// stillUsed says why the old password of change i still has to be accepted.
+func (j *job) stillUsed(i int) error {
+	if j.isUsed(j.changes[i].Username) {
+		if err := j.unlinked(i); err != nil {
+			return err
+		}
+	}
+	return j.unwatched(i)
+}
+
 // unlinked says which node that answers could not be switched for change i.
 func (j *job) unlinked(i int) error {
+	c := j.changes[i]
+	undone := "masterauth could not be set"
+	if !j.isLinkUser(c.Username) {
+		undone = "the new one could not be"
+	}
 	for _, n := range j.nodes {
 		if w := j.works[n]; n.err == nil && w.part[i] && w.errs[i] != nil {
-			return fmt.Errorf("the old password of %s is still accepted, because masterauth could not be set at node %s: %s", j.changes[i].Username, n.name, w.errs[i]) //nolint:errorlint // how that node failed is not how the others did
+			return fmt.Errorf("the old password of %s is still accepted, because %s at node %s: %s", c.Username, undone, n.name, w.errs[i]) //nolint:errorlint // how that node failed is not how the others did
 		}
 	}
 	return nil

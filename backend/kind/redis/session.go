@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,20 +14,37 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
 // chunk is how many commands travel in one round trip.
 const chunk = 256
 
+// peer is whom a session leads to, and how.
+type peer struct {
+	node     string      // how errors name it
+	sentinel bool        // it watches nodes and holds no users of theirs
+	tls      *tls.Config // nil: spoken to without TLS
+}
+
+// who names p at the beginning of a sentence.
+func (p peer) who() string {
+	if p.sentinel {
+		return "sentinel " + p.node
+	}
+	return "node " + p.node
+}
+
 // session is one TCP connection to one node, for the length of one call. It
 // never dials again: a request is sent once or not at all.
 type session struct {
-	node   string // how errors name it
-	addr   string // what was dialled
-	client *redis.Client
-	conn   *redis.Conn
-	cut    context.CancelFunc
+	peer
+	addr    string // what was dialled
+	client  *redis.Client
+	conn    *redis.Conn
+	cut     context.CancelFunc
+	replied bool // it answered a command
 }
 
 type command []any
@@ -38,7 +56,7 @@ type reply struct {
 
 // dial connects, within connectCtx, to the first of addrs that answers. The
 // connection dies with ctx, and with it everything that the kernel has not sent yet.
-func dial(ctx, connectCtx context.Context, node string, addrs []string) (*session, error) {
+func dial(ctx, connectCtx context.Context, to peer, addrs []string) (*session, error) {
 	ctx, cut := context.WithCancel(ctx)
 	var raw net.Conn
 	var addr string
@@ -50,17 +68,54 @@ func dial(ctx, connectCtx context.Context, node string, addrs []string) (*sessio
 	}
 	if err != nil {
 		cut()
-		err = fmt.Errorf("node %s cannot be reached, check that it runs and that its address is right: %w", node, plain(err))
+		err = fmt.Errorf("%s cannot be reached, check that it runs and that its address is right: %w", to.who(), plain(err))
 		return nil, kind.CannotReach(err)
 	}
 	if tcp, ok := raw.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // close means gone, not "still trying to deliver"
 	}
-	s := &session{node: node, addr: addr, client: client(raw, addr), cut: cut}
-	s.conn = s.client.Conn()
 	context.AfterFunc(ctx, func() { _ = raw.Close() })
+	conn, err := to.secure(connectCtx, raw)
+	if err != nil {
+		cut()
+		return nil, err
+	}
+	s := &session{peer: to, addr: addr, client: client(conn, addr), cut: cut}
+	s.conn = s.client.Conn()
 	return s, nil
 }
+
+// again connects once more to where s leads, for logins of their own.
+func (s *session) again(ctx context.Context) (*session, error) {
+	return dial(ctx, ctx, s.peer, []string{s.addr})
+}
+
+// secure speaks TLS over raw where p is spoken to with it.
+func (p peer) secure(ctx context.Context, raw net.Conn) (net.Conn, error) {
+	if p.tls == nil {
+		return raw, nil
+	}
+	c := tls.Client(raw, p.tls)
+	err := c.HandshakeContext(ctx)
+	var record tls.RecordHeaderError
+	switch {
+	case err == nil:
+		return abrupt{c}, nil
+	case errors.As(err, &record):
+		return nil, fmt.Errorf("%s does not speak TLS: check the port, or write the connection with tls=false", p.who())
+	case connection.Distrust(err) != "":
+		return nil, fmt.Errorf("%s cannot be trusted: %s", p.who(), connection.Distrust(err))
+	case silent(err):
+		return nil, kind.CannotReach(fmt.Errorf("%s did not answer a TLS handshake, check that it runs and that this port speaks TLS: %w", p.who(), plain(err)))
+	}
+	return nil, fmt.Errorf("%s and the engine have no TLS in common: check tls-protocols and tls-ciphers there", p.who())
+}
+
+// abrupt ends as a TCP connection does: crypto/tls waits for seconds until a
+// peer that hangs has taken its goodbye.
+type abrupt struct{ *tls.Conn }
+
+func (c abrupt) Close() error { return c.NetConn().Close() }
 
 // client makes go-redis use raw and nothing else. Without credentials it sends
 // no AUTH of its own, which it would repeat after a refused HELLO.
@@ -118,6 +173,7 @@ func (s *session) run(ctx context.Context, commands []command) []reply {
 			if errors.Is(err, redis.Nil) {
 				err = nil
 			}
+			s.replied = s.replied || err == nil || isReply(err)
 			replies = append(replies, reply{value, err})
 		}
 	}
@@ -150,11 +206,15 @@ func (s *session) login(ctx context.Context, logins []kind.Material) (string, er
 	if replyCode(err) == "ERR" && strings.Contains(err.Error(), "wrong number of arguments") {
 		return "", s.tooOld()
 	}
-	return "", s.explain(err, "log in as admin", logins[0].Username)
+	as := "admin"
+	if s.sentinel {
+		as = "the sentinel user"
+	}
+	return "", s.explain(err, "log in as "+as, logins[0].Username)
 }
 
 func (s *session) tooOld() error {
-	return kind.Definitely("node %s is a redis without ACLs: roles need redis 6 or later, so upgrade it", s.node)
+	return kind.Definitely("%s is a redis without ACLs: roles need redis 6 or later, so upgrade it", s.who())
 }
 
 // isReply reports whether err is an answer of the server, and not a failure to
@@ -177,14 +237,30 @@ func replyCode(err error) string {
 // explain turns what happened to one command into a sentence with a class.
 // what says what was tried, in words that hold no secret.
 func (s *session) explain(err error, what, user string) error {
+	if why := connection.Distrust(err); why != "" { // TLS 1.3 tells of a client's certificate after the handshake
+		return fmt.Errorf("%s cannot be asked to %s: %s", s.who(), what, why)
+	}
+	if s.tls != nil && !s.replied && dropped(err) {
+		return fmt.Errorf("%s ended the connection after the TLS handshake when asked to %s: check tls_cert and tls_key, and its log", s.who(), what)
+	}
+	if s.tls == nil && !s.replied && dropped(err) {
+		return kind.CannotReach(fmt.Errorf("%s ended the connection when asked to %s, check that it runs, and whether tls has to be true: %w", s.who(), what, plain(err)))
+	}
 	if silent(err) {
-		return kind.CannotReach(fmt.Errorf("node %s did not answer when asked to %s, check that it runs and is not overloaded: %w", s.node, what, plain(err)))
+		return kind.CannotReach(fmt.Errorf("%s did not answer when asked to %s, check that it runs and is not overloaded: %w", s.who(), what, plain(err)))
 	}
 	if !isReply(err) {
-		return fmt.Errorf("what answers at the address of node %s when asked to %s does not speak the protocol of redis: check the address and the port", s.node, what)
+		return fmt.Errorf("what answers at the address of %s when asked to %s does not speak the protocol of redis: check the address and the port, and whether tls has to be true", s.who(), what)
 	}
-	code := replyCode(err)
-	switch code {
+	if s.sentinel {
+		return s.answeredSentinel(err, what, user)
+	}
+	return s.answered(err, what, user)
+}
+
+// answered is explain for an answer of a node.
+func (s *session) answered(err error, what, user string) error {
+	switch replyCode(err) {
 	case "NOPERM":
 		return kind.Definitely("node %s does not permit the admin user to %s: grant it the command (see the documentation of redis connections)", s.node, what)
 	case "WRONGPASS":
@@ -192,15 +268,20 @@ func (s *session) explain(err error, what, user string) error {
 	case "NOAUTH":
 		return fmt.Errorf("node %s wants a login when asked to %s: write the connection with a username and password", s.node, what)
 	case "LOADING", "BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN", "NOREPLICAS", "READONLY", "OOM", "MISCONF", "DENIED":
-		return fmt.Errorf("node %s cannot %s now and answers %s: wait, or look at its log", s.node, what, code)
+		return fmt.Errorf("node %s cannot %s now and answers %s: wait, or look at its log", s.node, what, replyCode(err))
 	}
 	if strings.Contains(err.Error(), "max number of clients") {
 		return fmt.Errorf("node %s has as many clients as it allows and cannot %s: raise maxclients or close some", s.node, what)
 	}
-	if strings.Contains(err.Error(), "unknown command") || strings.Contains(err.Error(), "unknown subcommand") {
+	if unknownCommand(err) {
 		return kind.Definitely("node %s does not know how to %s: it is too old, or the command was renamed", s.node, what)
 	}
 	return fmt.Errorf("node %s could not %s: look at its log", s.node, what)
+}
+
+func unknownCommand(err error) bool {
+	return isReply(err) && (strings.Contains(err.Error(), "unknown command") || strings.Contains(err.Error(), "unknown subcommand") ||
+		strings.Contains(err.Error(), "Unknown sentinel subcommand"))
 }
 
 // plain keeps of a network error what helps, without go-redis' wrapping.
@@ -234,6 +315,16 @@ func silent(err error) bool {
 	}
 	var system syscall.Errno // reset, refused, no route
 	return errors.As(err, &system) || isTimeout(err)
+}
+
+// dropped reports whether err is a connection that the other side ended.
+func dropped(err error) bool {
+	for _, lost := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, lost) {
+			return true
+		}
+	}
+	return false
 }
 
 // within bounds a step by a share of the time that ctx has left, so that a

@@ -26,9 +26,10 @@ type Info struct {
 	// RunIDs are the run ids of the nodes that answered. A server has the same one
 	// by whatever address it is reached, until it restarts.
 	RunIDs []string
-	// Topology is "cluster", "replicated" or "standalone".
-	Topology string
-	Nodes    []Node
+	// Topology is "cluster", "sentinel", "replicated" or "standalone".
+	Topology  string
+	Nodes     []Node
+	Sentinels []Node // those that watch Nodes
 	// Warnings are sentences about what is wrong but does not make the
 	// connection useless.
 	Warnings []string
@@ -61,11 +62,11 @@ func ValidateConfig(c *connection.Redis) error {
 	if c.Topology == "" {
 		c.Topology = TopologyAuto
 	}
-	if c.Topology == "sentinel" {
-		return fmt.Errorf("topology is \"sentinel\", which is not supported yet: give the redis nodes themselves as addresses, with topology auto")
+	if !slices.Contains([]string{TopologyAuto, TopologyStandalone, TopologyCluster, TopologySentinel}, c.Topology) {
+		return fmt.Errorf("topology is %q: allowed are auto, standalone, cluster and sentinel", c.Topology)
 	}
-	if !slices.Contains([]string{TopologyAuto, TopologyStandalone, TopologyCluster}, c.Topology) {
-		return fmt.Errorf("topology is %q: allowed are auto, standalone and cluster", c.Topology)
+	if err := validateSentinel(c); err != nil {
+		return err
 	}
 	if c.Persistence == "" {
 		c.Persistence = PersistAuto
@@ -92,11 +93,16 @@ func Verify(ctx context.Context, entry *connection.Entry) (Info, error) {
 	defer f.close()
 	info := Info{Members: f.members(), Topology: f.topology()}
 	info.Identity = f.identity(info.Members)
-	for _, a := range entry.Redis.Addresses {
-		info.Members = append(info.Members, entry.Reach(a))
+	if !entry.Redis.Watched() { // sentinels may watch others as well
+		for _, a := range entry.Redis.Addresses {
+			info.Members = append(info.Members, entry.Reach(a))
+		}
 	}
 	slices.Sort(info.Members)
 	info.Members = slices.Compact(info.Members)
+	if err := f.verifySentinels(&info); err != nil {
+		return Info{}, err
+	}
 	primaries := 0
 	for _, n := range f.nodes {
 		shown := Node{Name: n.name, Aliases: n.aliases, Err: n.err}
@@ -133,6 +139,8 @@ func Verify(ctx context.Context, entry *connection.Entry) (Info, error) {
 
 func (f *fleet) topology() string {
 	switch {
+	case f.watch != nil:
+		return TopologySentinel
 	case f.isCluster():
 		return TopologyCluster
 	case len(f.nodes) > 1:

@@ -1,0 +1,673 @@
+package rotation
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// Consumers. What is published is brought to who uses it, and only when every one
+// of them was seen to work with it does grace begin:
+//
+//	… → publish → sync → restart → check → grace → …
+//
+// on the way back in the same order, before the target refuses what failed. The
+// roles of a rotation that share a consumer are a unit, and its first role that has
+// a consumer does the steps there for all; what it has done stands in its run. A
+// consumer is one unit's from before anything is changed until it was checked: all
+// consumers of a unit are reserved at once, or none (docs/model, consumers.pml).
+
+// Delivery is one time that what roles serve is brought to a consumer.
+type Delivery struct {
+	Consumer string
+	// ID is the same for every step of the delivery, and no other one's.
+	ID    string
+	Since time.Time
+	// Holds is what has to be there, and Lacks what must not be any more, by role.
+	Holds, Lacks []Shown
+}
+
+// Shown is a value that a role shows to consumers. It prints as its role alone.
+type Shown struct {
+	Role  string
+	Value string
+}
+
+// Format implements fmt.Formatter for every verb.
+func (s Shown) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.Role+": (secret)") }
+
+// Progress is how far a step of a delivery is.
+type Progress struct {
+	Done bool
+	// Err is why it is not; definite where waiting does not help.
+	Err error
+	// Waits is for what it waits, where nothing is wrong.
+	Waits string
+	// Told is what was done and seen, a line each.
+	Told []string
+}
+
+// Survey is what was found at a consumer before anything is changed.
+type Survey struct {
+	Err      error
+	Problems []string
+	Notes    []string
+	Plan     []string
+}
+
+// Deliverer brings what roles serve to consumers. Each call is bounded by its
+// context, idempotent, and does what can be done now.
+type Deliverer interface {
+	// Survey changes nothing. role is who asks: a consumer says which may use it.
+	Survey(ctx context.Context, consumer, role string) Survey
+	// Deliver does what can be done now of step Sync, Restart or Check.
+	Deliver(ctx context.Context, step Phase, d Delivery) Progress
+	// Patience is how long step may take at a consumer, in all.
+	Patience(ctx context.Context, consumer string, step Phase) (time.Duration, error)
+}
+
+// pollPause is how often a step that waits for a cluster is looked at.
+const pollPause = 2 * time.Second
+
+// delivered is how far a role has brought a consumer.
+type delivered struct {
+	Consumer string `json:"consumer"`
+	Step     Phase  `json:"step"` // the last one that is done
+}
+
+// delivers reports whether the run stops at its consumers.
+func (r *Role) delivers() bool { return len(r.Consumers) > 0 }
+
+// isDelivery reports whether phase p is one at consumers; a ring without any waits in
+// check by the clock.
+func (r *Role) isDelivery(p Phase) bool {
+	return p == Sync || p == Restart || p == Check && r.consults()
+}
+
+var deliveryRank = map[Phase]int{"": 0, Sync: 1, Restart: 2, Check: 3}
+
+// consults reports whether a run asks its consumers first, and stops at them. What is
+// created is brought to them by the first rotation: they may be made after it.
+func (r *Role) consults() bool {
+	return r.delivers() && r.Run != nil && r.Run.Trigger != Create && r.Run.Trigger != Reconcile
+}
+
+// deliveryID tells the ways of a rotation apart: what comes next of a ring, what is
+// promoted, and what is taken back.
+func (run *Run) deliveryID() string {
+	way := "1"
+	switch {
+	case run.Ahead:
+		way = "0"
+	case run.Back:
+		way = "2"
+	case run.Retired:
+		way = "3"
+	}
+	return run.Rotation + "-" + way
+}
+
+// undeliveredOn goes on where no consumers are waited for.
+func (d *decider) undeliveredOn(next *Role) step {
+	for next.Run.Phase == Sync || next.Run.Phase == Restart {
+		next.advance(done, d.now)
+	}
+	if next.ring() {
+		return d.startCheck(next)
+	}
+	next.advance(done, d.now) // check → grace
+	return d.afterGrace(next)
+}
+
+// undeliveredBack is the same on the way back.
+func (d *decider) undeliveredBack(next *Role) step {
+	for next.Run.Phase != Apply {
+		next.advance(done, d.now)
+	}
+	return d.startUndo(next)
+}
+
+// wasShown reports whether consumers can have read what is taken back.
+func (d *decider) wasShown(next *Role) bool { return next.Run.Promoted || next.ring() }
+
+// enterDelivery is the beginning of the first phase at consumers.
+func (d *decider) enterDelivery(next *Role) step {
+	run := next.Run
+	run.rest()
+	run.Delivered, run.PublishedAt, run.CheckUntil = nil, d.now.UTC(), time.Time{}
+	return step{act: store, next: next}
+}
+
+// deliver is a phase at consumers: what this role has to do there is done, and what
+// others of its unit do is waited for.
+func (d *decider) deliver() step {
+	run, r := d.role.Run, d.role
+	switch {
+	case run.Recall != "" && !run.Back && !run.Retired:
+		return d.turnBack(run.Recall)
+	case run.Retired && d.expired(): // what is left is told, and holds up no other rotation
+		next := d.role.clone()
+		next.mark(d.now, "sync: given up: "+run.Error)
+		return d.endAs(next, Completed, nil)
+	case run.Held != "":
+		return step{act: wait, until: d.now.Add(time.Hour)} // until somebody decides
+	case d.facts.progress == nil && len(d.mine()) > 0:
+		return step{act: bring}
+	}
+	waits := ""
+	next := r.clone()
+	for _, c := range d.mine() {
+		p := d.facts.progress[c]
+		for _, line := range p.Told {
+			next.mark(d.now, fmt.Sprintf("%s: %s: %s", run.Phase, c, line))
+		}
+		switch {
+		case p.Done:
+			next.Run.reached(c, run.Phase)
+		case p.Err != nil && kind.IsDefinite(p.Err):
+			return d.failedDelivery(next, fmt.Sprintf("consumer %q: %v", c, p.Err))
+		case p.Err != nil:
+			waits = cmp.Or(waits, fmt.Sprintf("consumer %q: %v", c, p.Err))
+		default:
+			waits = cmp.Or(waits, fmt.Sprintf("consumer %q: %s", c, p.Waits))
+		}
+	}
+	switch {
+	case waits != "" && d.expired() && !run.Back && !run.Retired:
+		return d.failedDelivery(next, "not in time: "+waits)
+	case waits != "":
+		return d.pollAgain(next, waits)
+	}
+	if !slices.Equal(next.Run.Delivered, run.Delivered) {
+		return step{act: store, next: next}
+	}
+	if other := d.undelivered(); other != "" {
+		return step{act: wait, until: d.now.Add(pollPause)}
+	}
+	return d.deliveredAll(next)
+}
+
+// pollAgain looks again in a moment; what is waited for is stored when it changes.
+func (d *decider) pollAgain(next *Role, waits string) step {
+	run := next.Run
+	waits = clip(waits)
+	same := d.role.Run.Error == waits && slices.Equal(run.Delivered, d.role.Run.Delivered) && len(run.Timeline) == len(d.role.Run.Timeline)
+	if same && !d.role.Run.Deadline.IsZero() {
+		return step{act: wait, until: d.now.Add(pollPause)}
+	}
+	if run.Deadline.IsZero() {
+		run.Deadline = d.now.Add(d.facts.patience)
+	}
+	run.Error, run.RetryAt = waits, d.now.Add(pollPause)
+	for _, p := range d.facts.progress {
+		if p.Err != nil { // something is wrong, and is not only waited for
+			run.Tries++
+			run.RetryAt = d.now.Add(max(pollPause, d.pause(run.Tries)))
+			break
+		}
+	}
+	return step{act: store, next: next}
+}
+
+// failedDelivery goes back, or holds where the role says so.
+func (d *decider) failedDelivery(next *Role, why string) step {
+	run := d.role.Run
+	switch {
+	case run.Back || run.Retired: // there is no way back from here
+		return d.pollAgain(next, why)
+	case d.role.HoldOnFailure && run.Promoted:
+		next.Run.Held, next.Run.Error = clip(why), clip(why)
+		next.mark(d.now, "held: "+why)
+		return step{act: store, next: next}
+	}
+	return d.turnBack(why)
+}
+
+// turnBack takes back what is shown, with the unit.
+func (d *decider) turnBack(why string) step {
+	s := d.takeBack(why)
+	s.guard = func(u *unit) bool { return u.fixed() == "" }
+	if d.role.Run.Unit == 0 {
+		s.guard = nil
+	}
+	return s
+}
+
+// swapBack is for a target that knows one credential: it has to know the old one
+// again before that is served.
+func (d *decider) swapBack(why string) step {
+	next := d.role.clone()
+	next.mark(d.now, "the previous material is put back, and consumers may be refused until they have it: "+why)
+	next.PromoteBack(next.Run.Rotation, d.now)
+	next.LastRotation = d.now
+	next.Run.Phase, next.Run.Back, next.Run.SwapsBack, next.Run.Error = Apply, true, true, clip(why)
+	next.Run.Deadline, next.Run.Held = time.Time{}, ""
+	return d.startUndo(next)
+}
+
+// deliveredAll leaves a phase at consumers.
+func (d *decider) deliveredAll(next *Role) step {
+	run := next.Run
+	phase := run.Phase
+	switch {
+	case run.Retired && phase == Sync:
+		return d.endAs(next, Completed, nil)
+	case run.SwapsBack && phase == Check:
+		return d.endAs(next, RolledBack, nil)
+	case next.ring() && phase == Check && d.now.Before(next.readBy()):
+		return step{act: wait, until: next.readBy()}
+	case run.Ahead && phase == Check && run.Unit != 0 && run.CheckUntil.IsZero():
+		run.CheckUntil = d.now // the others of the unit see it by that
+		return step{act: store, next: next}
+	}
+	if phase != Check {
+		next.advance(done, d.now)
+		next.Run.rest()
+		return step{act: store, next: next}
+	}
+	switch {
+	case run.Back:
+		next.advance(done, d.now) // check → apply, on the way back
+		return d.startUndo(next)
+	case run.Ahead:
+		return d.promote(nil)
+	case next.ring():
+		return d.afterCheck(next)
+	}
+	next.advance(done, d.now) // check → grace
+	if !next.Run.GraceUntil.IsZero() {
+		next.Run.GraceUntil = d.now.Add(next.Grace(d.config)) // counted from the proof
+	}
+	next.Run.rest()
+	return d.afterGrace(next)
+}
+
+// readBy is when those that nobody has named have read what a ring shows, too. After
+// promotion those of keys that sign may take as long as the grace.
+func (r *Role) readBy() time.Time {
+	if !r.Run.Ahead && r.Spec.MaxTokenTTL > 0 {
+		return time.Time{}
+	}
+	return later(r.Run.PublishedAt.Add(r.Spec.PropagationDelay), r.ReadBy)
+}
+
+func (run *Run) reached(consumer string, step Phase) {
+	for i := range run.Delivered {
+		if run.Delivered[i].Consumer == consumer {
+			run.Delivered[i].Step = step
+			return
+		}
+	}
+	run.Delivered = append(slices.Clone(run.Delivered), delivered{consumer, step})
+}
+
+func (run *Run) stepAt(consumer string) Phase {
+	for _, d := range run.Delivered {
+		if d.Consumer == consumer {
+			return d.Step
+		}
+	}
+	return ""
+}
+
+// mine are the consumers that this role delivers to for its unit, and that are not
+// done with this phase.
+func (d *decider) mine() []string {
+	var out []string
+	for _, c := range d.role.Consumers {
+		if d.leader(c) == d.role.Name && deliveryRank[d.role.Run.stepAt(c)] < deliveryRank[d.role.Run.Phase] {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// leader is the role of the unit that delivers to a consumer: the first that has it
+// and is on the same way.
+func (d *decider) leader(consumer string) string {
+	first := d.role.Name
+	if d.facts.unit == nil {
+		return first
+	}
+	for _, m := range d.facts.unit.others {
+		run := m.run()
+		if run != nil && run.deliveryID() == d.role.Run.deliveryID() && m.name < first && slices.Contains(m.role.Consumers, consumer) {
+			first = m.name
+		}
+	}
+	return first
+}
+
+// undelivered names a consumer that another role of the unit is not done with, or
+// "".
+func (d *decider) undelivered() string {
+	for _, c := range d.role.Consumers {
+		name := d.leader(c)
+		if name == d.role.Name {
+			continue
+		}
+		for _, m := range d.facts.unit.others {
+			if m.name == name && deliveryRank[m.role.Run.stepAt(c)] < deliveryRank[d.role.Run.Phase] {
+				return c
+			}
+		}
+	}
+	return ""
+}
+
+// alongside reports whether a role of the unit has come as far as phase p at its
+// consumers, or need not.
+func (u *unit) alongside(self *Role, p Phase) bool {
+	return u.all(func(m member) bool {
+		run := m.run()
+		switch {
+		case run == nil, !m.role.delivers():
+			return true
+		case run.deliveryID() != self.Run.deliveryID(): // other barriers hold it up
+			return true
+		}
+		rank := func(p Phase) int {
+			if r, ok := deliveryRank[p]; ok && r > 0 {
+				return r
+			}
+			if p == Publish {
+				return 0
+			}
+			return len(deliveryRank)
+		}
+		return rank(run.Phase) >= rank(p)
+	})
+}
+
+// bring does what can be done now at the consumers of roles.
+func (e *Engine) bring(jobs []*job) {
+	for _, j := range jobs {
+		j.facts.progress = map[string]Progress{}
+		d := &decider{role: j.role, facts: &j.facts}
+		mine := d.mine()
+		deliveries := make([]Delivery, len(mine))
+		for i, c := range mine {
+			deliveries[i] = e.delivery(d, c)
+		}
+		results := make([]Progress, len(mine))
+		g := errgroup.Group{}
+		g.SetLimit(parallelConsumers)
+		for i := range mine {
+			g.Go(func() error {
+				ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
+				defer cancel()
+				results[i] = e.guardedDelivery(func() Progress {
+					return e.o.Consumers.Deliver(ctx, j.role.Run.Phase, deliveries[i])
+				})
+				return nil
+			})
+		}
+		_ = g.Wait()
+		for i, c := range mine {
+			j.facts.progress[c] = results[i]
+			j.facts.patience = max(j.facts.patience, e.patience(c, j.role.Run.Phase))
+		}
+	}
+}
+
+// parallelConsumers is how many consumers of one role are worked at at once.
+const parallelConsumers = 8
+
+// defaultPatience is for a consumer that cannot be read.
+const defaultPatience = 10 * time.Minute
+
+func (e *Engine) patience(consumer string, step Phase) time.Duration {
+	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
+	defer cancel()
+	d, err := e.o.Consumers.Patience(ctx, consumer, step)
+	if err != nil {
+		return defaultPatience
+	}
+	return d
+}
+
+func (e *Engine) guardedDelivery(call func() Progress) (p Progress) {
+	err := e.guardedPublication(func() error { p = call(); return nil })
+	if err != nil {
+		p = Progress{Err: err}
+	}
+	return p
+}
+
+// delivery is what a consumer has to get from the roles of the unit.
+func (e *Engine) delivery(d *decider, consumer string) Delivery {
+	out := Delivery{Consumer: consumer, ID: d.role.Run.deliveryID(), Since: d.role.Run.PublishedAt}
+	e.addShown(&out, d.role)
+	if d.facts.unit == nil {
+		return out
+	}
+	for _, m := range d.facts.unit.others {
+		if run := m.run(); run != nil && run.deliveryID() == d.role.Run.deliveryID() {
+			e.addShown(&out, m.role)
+		}
+	}
+	return out
+}
+
+func (e *Engine) addShown(to *Delivery, r *Role) {
+	if !slices.Contains(r.Consumers, to.Consumer) || r.With(version.Current) == nil {
+		return
+	}
+	fields := map[string]string{"": r.With(version.Current).Material.Secret}
+	if r.Shows() {
+		if v, err := r.view(e.o.Kind(r.Kind)); err == nil {
+			fields = v.Fields
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		if fields[name] != "" {
+			to.Holds = append(to.Holds, Shown{r.Name, fields[name]})
+		}
+	}
+	if v := r.Get(r.Run.From); r.Run.Retired && v != nil && r.Spec.PreviousField != "" && !r.ring() && !r.Served(v.Material) {
+		to.Lacks = append(to.Lacks, Shown{r.Name, v.Material.Secret})
+	}
+}
+
+// surveyed is what was found at the consumers of a role.
+type surveyed struct {
+	err      error
+	problems []string
+	notes    []string
+	plan     []string
+}
+
+// survey looks at the consumers of roles before anything is changed.
+func (e *Engine) survey(jobs []*job) {
+	for _, j := range jobs {
+		s := e.surveyOf(e.ctx, j.role)
+		j.facts.surveyed = &s
+	}
+}
+
+func (e *Engine) surveyOf(ctx context.Context, r *Role) surveyed {
+	found := make([]Survey, len(r.Consumers))
+	g := errgroup.Group{}
+	g.SetLimit(parallelConsumers)
+	for i, c := range r.Consumers {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, kind.CallTimeout)
+			defer cancel()
+			err := e.guardedPublication(func() error { found[i] = e.o.Consumers.Survey(ctx, c, r.Name); return nil })
+			if err != nil {
+				found[i].Err = err
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	var out surveyed
+	for i, s := range found {
+		if s.Err != nil && !kind.IsDefinite(s.Err) {
+			out.err = cmp.Or(out.err, fmt.Errorf("consumer %q: %w", r.Consumers[i], s.Err))
+		} else if s.Err != nil {
+			s.Problems = append(s.Problems, s.Err.Error())
+		}
+		for _, p := range s.Problems {
+			out.problems = append(out.problems, fmt.Sprintf("consumer %q: %s", r.Consumers[i], p))
+		}
+		for _, n := range s.Notes {
+			out.notes = append(out.notes, fmt.Sprintf("consumer %q: %s", r.Consumers[i], n))
+		}
+		out.plan = append(out.plan, s.Plan...)
+	}
+	return out
+}
+
+// surveyProblem is a definite reason against the rotation at its consumers, or "".
+func (s *surveyed) problem() string { return strings.Join(s.problems, "; ") }
+
+func (s *surveyed) definite() error {
+	if len(s.problems) == 0 {
+		return nil
+	}
+	return errors.New(s.problem())
+}
+
+// reservation says whose a consumer is.
+type reservation struct {
+	Rotation string   `json:"rotation"`
+	Unit     int      `json:"unit"`
+	Roles    []string `json:"roles"`
+}
+
+// reservationsLock is no role's name. Reservations are made one unit at a time.
+const reservationsLock = "reservations/"
+
+// reserved is what became of an attempt to reserve the consumers of a unit.
+type reserved struct{ waits string }
+
+// reserve takes the consumers of units, all of each or none.
+func (e *Engine) reserve(jobs []*job) []*job {
+	var live []*job
+	for _, j := range jobs {
+		ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
+		waits, err := e.reserveFor(ctx, j.role)
+		cancel()
+		if err != nil {
+			e.o.Logger.Warn("consumers cannot be reserved; trying again", "role", j.role.Name, "error", err)
+			e.wake(j.role.lane(), j.role.Name, time.Now().Add(rereadPause(err)))
+			continue
+		}
+		j.facts.reserved = &reserved{waits}
+		live = append(live, j)
+	}
+	return live
+}
+
+func (e *Engine) reserveFor(ctx context.Context, r *Role) (waits string, err error) {
+	if err := e.locks.lock(ctx, reservationsLock); err != nil {
+		return "", err
+	}
+	defer e.locks.unlock(reservationsLock)
+	if err := e.st.settle(ctx); err != nil {
+		return "", err
+	}
+	mine := reservation{Rotation: r.Run.Rotation, Unit: r.Run.Unit, Roles: []string{r.Name}}
+	consumers := slices.Clone(r.Consumers)
+	if r.Run.Unit != 0 {
+		names, _, err := e.unitNames(ctx, r.Run.unitID())
+		if err != nil {
+			return "", err
+		}
+		roles, err := e.st.Roles(ctx, names)
+		if err != nil {
+			return "", err
+		}
+		mine.Roles = names
+		for _, o := range roles {
+			if o != nil {
+				consumers = union(consumers, o.Consumers)
+			}
+		}
+	}
+	for _, c := range consumers {
+		held, err := storage.Get[reservation](ctx, e.st.s, storage.Reservation+c)
+		if err != nil {
+			return "", err
+		}
+		if held == nil || held.Rotation == mine.Rotation && held.Unit == mine.Unit {
+			continue
+		}
+		busy, err := e.holds(ctx, held)
+		if err != nil {
+			return "", err
+		}
+		if busy {
+			return fmt.Sprintf("consumer %q is another rotation's until it was checked (%s)", c, held.Rotation), nil
+		}
+	}
+	for _, c := range consumers {
+		if err := storage.Put(ctx, e.st.s, storage.Reservation+c, mine, maxSmallEntry); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// holds reports whether a reservation is still needed: until every role of its unit
+// has come to its grace, or to its end.
+func (e *Engine) holds(ctx context.Context, held *reservation) (bool, error) {
+	roles, err := e.st.Roles(ctx, held.Roles)
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(roles, func(r *Role) bool {
+		if r == nil || r.Run == nil || r.Run.Rotation != held.Rotation {
+			return false
+		}
+		run := r.Run
+		over := !run.Back && run.Recall == "" && (run.Phase == Grace || run.Phase == Retire || run.Retired)
+		return !over
+	}), nil
+}
+
+// Resume goes on with a rotation that is held.
+func (e *Engine) Resume(ctx context.Context, id string) (*Header, error) {
+	h, err := e.st.Header(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if h == nil {
+		return nil, fmt.Errorf("rotation %q: %w", id, ErrNotFound)
+	}
+	resumed := false
+	for _, p := range h.Roles {
+		err := e.change(ctx, p.Role, func(r *Role) error {
+			if r.Run == nil || r.Run.Rotation != id || r.Run.Held == "" {
+				return errNoRun
+			}
+			run := r.Run
+			run.Held, run.Error, run.Deadline, run.RetryAt, run.Tries = "", "", time.Time{}, time.Time{}, 0
+			r.mark(time.Now(), "resumed on request")
+			return nil
+		})
+		switch {
+		case err == nil:
+			resumed = true
+		case !errors.Is(err, errNoRun) && !errors.Is(err, ErrNotFound):
+			return nil, err
+		}
+	}
+	if !resumed && h.State.Ended() {
+		return nil, &Conflict{Rotation: id, Text: fmt.Sprintf("rotation %s has ended (%s); there is nothing to resume", id, h.State)}
+	}
+	return h, nil // a repeat finds nothing held, and that is what was asked for
+}

@@ -1,0 +1,311 @@
+package rotation
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+)
+
+// atCluster is where a consumer is asked.
+const atCluster domain = "cluster"
+
+var clusterFaults = []fault{callFails, callHangs, replyLost, rejects, callPanics, crashInCall, crashOnReturn}
+
+// clusterWorld is what stands in clusters: what each consumer's Secret holds, what
+// its pods run with, and which deliveries restarted them.
+type clusterWorld struct {
+	secret, pods map[string]map[string]kind.Material // by consumer and role
+	restarts     map[string]int                      // by consumer and delivery
+	total        int
+	bad          map[string]bool // secrets that pods do not start with
+}
+
+// fakeConsumers is what one instance sees of clusters.
+type fakeConsumers struct {
+	w *world
+	i *instance
+}
+
+var _ Deliverer = (*fakeConsumers)(nil)
+
+func (f *fakeConsumers) enter(ctx context.Context, name string) (fault, error) {
+	w := f.w
+	w.cool()
+	w.mu.Lock()
+	dead := f.i.isDead()
+	var what fault
+	if !dead {
+		what = w.strikeLocked(atCluster, name)
+	}
+	w.mu.Unlock()
+	if _, ok := ctx.Deadline(); !ok {
+		w.violate("%s was called without a deadline", name)
+	}
+	switch {
+	case dead:
+		return "", errInjected
+	case what == callPanics:
+		panic("injected")
+	case what == callFails:
+		return "", errInjected
+	case what == callHangs:
+		<-ctx.Done()
+		return "", ctx.Err()
+	case what == crashInCall:
+		f.i.kill()
+		return "", errInjected
+	case what == rejects:
+		return "", kind.Definitely("injected: it cannot be")
+	}
+	select {
+	case <-time.After(callTime):
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	return what, nil
+}
+
+func (f *fakeConsumers) Survey(ctx context.Context, consumer, _ string) Survey {
+	_, err := f.enter(ctx, "survey")
+	f.w.logf("cluster survey %s%s", consumer, note(err))
+	return Survey{Err: err}
+}
+
+func (f *fakeConsumers) Patience(context.Context, string, Phase) (time.Duration, error) {
+	return 5 * time.Minute, nil
+}
+
+func (f *fakeConsumers) Deliver(ctx context.Context, step Phase, d Delivery) Progress {
+	what, err := f.enter(ctx, string(step))
+	w := f.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil {
+		w.logLocked("cluster %s %s%s", step, d.Consumer, note(err))
+		return Progress{Err: err}
+	}
+	p := w.deliverLocked(step, d)
+	w.logLocked("cluster %s %s by %s: done %t%s %s", step, d.Consumer, d.ID[len(d.ID)-2:], p.Done, note(p.Err), p.Waits)
+	w.checkLocked()
+	switch what {
+	case replyLost:
+		return Progress{Err: errInjected}
+	case crashOnReturn:
+		f.i.kill()
+		return Progress{Err: errInjected}
+	}
+	return p
+}
+
+func (w *world) deliverLocked(step Phase, d Delivery) Progress {
+	c := &w.clusters
+	if c.secret[d.Consumer] == nil {
+		c.secret[d.Consumer], c.pods[d.Consumer] = map[string]kind.Material{}, map[string]kind.Material{}
+	}
+	if step != Sync || !strings.HasSuffix(d.ID, "-3") {
+		w.checkReserved(d)
+	}
+	switch step {
+	case Sync:
+		for _, r := range w.roles {
+			if slices.Contains(r.Consumers, d.Consumer) {
+				c.secret[d.Consumer][r.Name] = r.With(version.Current).Material
+			}
+		}
+		for _, h := range d.Holds {
+			if r := w.roles[h.Role]; !r.ring() && r.Document == "" && c.secret[d.Consumer][h.Role].Secret != h.Value {
+				return Progress{Waits: "the Secret holds something else"}
+			}
+		}
+	case Restart:
+		key := d.Consumer + " " + d.ID
+		for _, m := range c.secret[d.Consumer] {
+			if c.bad[m.Secret] {
+				return Progress{Err: kind.Definitely("injected: pods crash")}
+			}
+		}
+		if c.restarts[key] == 0 {
+			c.restarts[key]++
+			c.total++
+			c.pods[d.Consumer] = map[string]kind.Material{}
+			for role, m := range c.secret[d.Consumer] {
+				c.pods[d.Consumer][role] = m
+			}
+			return Progress{Waits: "pods start", Told: []string{"restarted"}}
+		}
+	case Check:
+	default:
+		w.violateLocked("step %s at a consumer", step)
+	}
+	return Progress{Done: true, Told: []string{"seen"}}
+}
+
+// checkReserved: a consumer is one rotation's.
+func (w *world) checkReserved(d Delivery) {
+	id := d.ID[:len(d.ID)-2]
+	for _, r := range w.roles {
+		run := r.Run
+		if run == nil || run.Rotation == id || !slices.Contains(r.Consumers, d.Consumer) {
+			continue
+		}
+		if run.Phase == Sync || run.Phase == Restart || run.Phase == Check {
+			w.violateLocked("consumer %s is worked at by %s and by the rotation of role %s", d.Consumer, id, r.Name)
+		}
+	}
+}
+
+// checkPods: what pods run with is accepted, so that none of them is refused; with
+// swap, but for the interval.
+func (w *world) checkPods() {
+	if !w.shape.consumers || w.shape.targetless {
+		return
+	}
+	for consumer, pods := range w.clusters.pods {
+		for role, m := range pods {
+			r := w.roles[role]
+			if r == nil || w.touched(r) || r.Spec.Strategy == kind.Swap {
+				continue
+			}
+			for _, name := range w.order {
+				if n := w.nodes[name]; !n.down && !n.takes(m) {
+					w.violateLocked("node %s refuses %s of role %s, which pods of consumer %s run with: %s", name, m.Secret, role, consumer, describe(r))
+				}
+			}
+		}
+	}
+}
+
+// checkDelivered: at rest pods run with what is served.
+func (w *world) checkDelivered(r *Role) {
+	for _, c := range r.Consumers {
+		pods := w.clusters.pods[c]
+		if m, ok := pods[r.Name]; ok && !r.Served(m) && r.LastRun != nil {
+			w.violateLocked("at rest pods of consumer %s run with %s of role %s, which serves %s", c, m.Secret, r.Name, describe(r))
+		}
+	}
+}
+
+// running seeds what pods ran with before.
+func (w *world) running(names ...string) {
+	for _, name := range names {
+		r := w.roles[name]
+		for _, c := range r.Consumers {
+			if w.clusters.pods[c] == nil {
+				w.clusters.pods[c], w.clusters.secret[c] = map[string]kind.Material{}, map[string]kind.Material{}
+			}
+			w.clusters.pods[c][name] = r.With(version.Current).Material
+			w.clusters.secret[c][name] = r.With(version.Current).Material
+		}
+	}
+}
+
+func (s shape) consumerScenarios() []scenario {
+	keep := []string{"rotate", "rollback in grace", "cancel before promote", "retire early", "rollback after retire", "scheduled", "batch"}
+	out := slices.DeleteFunc(everyScenario(), func(sc scenario) bool {
+		return !slices.Contains(keep, sc.name) || sc.not != nil && sc.name != "batch" && sc.not(s)
+	})
+	if s.strategy == kind.KeyRing {
+		return out
+	}
+	return append(out, scenario{name: "pods crash", seed: one, steps: func(w *world) {
+		w.crashing("m1")
+		w.rotate("a")
+		w.idle("a")
+	}, check: serves("a", "m0-a")}, scenario{name: "pods of one of a unit crash", seed: several, steps: func(w *world) {
+		w.crashing("m1")
+		w.rotate(w.several()...)
+		w.idle(w.several()...)
+	}, check: allEnded(RolledBack)})
+}
+
+func (w *world) crashing(secret string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.clusters.bad[secret] = true
+}
+
+func consumed(s kind.Strategy) shape {
+	return shape{name: "consumed " + string(s), strategy: s, nodes: 1, consumers: true}
+}
+
+// inConsumedWorld runs f with roles a and b that share a consumer.
+func inConsumedWorld(t *testing.T, s shape, f func(*testing.T, *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, s, plan{name: t.Name()})
+		several(w)
+		w.run()
+		defer w.close()
+		f(t, w)
+	})
+}
+
+// Five secrets of one service that are rotated together cost one restart of each of
+// its consumers.
+func TestOneRestartForManySecrets(t *testing.T) {
+	for _, strategy := range []kind.Strategy{kind.Overlap, kind.Alternate, kind.Swap} {
+		inConsumedWorld(t, consumed(strategy), func(t *testing.T, w *world) {
+			w.rotate(w.several()...)
+			w.idle(w.several()...)
+			w.finish()
+			require.Equal(t, 2, w.clusters.total, "two consumers, one restart each")
+			for _, name := range w.several() {
+				require.Equal(t, Completed, w.role(name).LastRun.State)
+			}
+		})
+	}
+}
+
+// A consumer that fails is left as it is where the role says so, until somebody
+// decides.
+func TestHeldUntilSomebodyDecides(t *testing.T) {
+	for _, back := range []bool{false, true} {
+		inWorld(t, consumed(kind.Overlap), func(r *Role) { r.HoldOnFailure = true }, func(t *testing.T, w *world) {
+			w.crashing("m1")
+			id := w.rotate("a")
+			w.until("it is held", time.Hour, func() bool { return w.roles["a"].Run != nil && w.roles["a"].Run.Held != "" })
+			require.Equal(t, Held, w.role("a").Run.state())
+			w.pass(24 * time.Hour)
+			require.NotEmpty(t, w.role("a").Run.Held)
+			for _, m := range []string{"m0-a", "m1"} {
+				require.True(t, w.accepts("n1", "u-a", m), "both stay accepted")
+			}
+			if back {
+				w.cancel(id)
+			} else {
+				w.mu.Lock()
+				w.clusters.bad = map[string]bool{}
+				w.mu.Unlock()
+				require.NoError(t, w.do("resume", func(ctx context.Context, e *Engine) error { _, err := e.Resume(ctx, id); return err }))
+			}
+			w.idle("a")
+			w.finish()
+			want := map[bool]string{true: "m0-a", false: "m1"}[back]
+			require.Equal(t, want, secret(w.role("a"), version.Current))
+		})
+	}
+}
+
+// A rotation that wants a consumer of another one waits for it, and is not rolled
+// back for that.
+func TestConsumersAreReserved(t *testing.T) {
+	inConsumedWorld(t, consumed(kind.Overlap), func(t *testing.T, w *world) {
+		for _, name := range w.several() {
+			w.rotate(name)
+		}
+		w.idle(w.several()...)
+		w.finish()
+		for _, name := range w.several() {
+			require.Equal(t, Completed, w.role(name).LastRun.State, fmt.Sprint(w.role(name).LastRun))
+		}
+	})
+}
