@@ -50,13 +50,13 @@ test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, r
 	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -v ./test/proof
 
 .PHONY: e2e
-e2e: needs-go needs-packages ## the scripted scenarios of test/e2e/testdata, with a Vault that has everything (RUN=name for one), and Kubernetes operators (RUN=operators), and the clusters of test/kube (RUN=kube)
+e2e: needs-go needs-packages ## the scripted scenarios of test/e2e/testdata, with a Vault that has everything (RUN=name for one), and Kubernetes operators (RUN=operators), and clusters, with deliveries to them (RUN=kube)
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && HARMONYFLOW_VAULT_FULL=$$(scripts/ensure-vault-full.sh) && \
 	HARMONYFLOW_OPERATORS=$$(scripts/ensure-operators.sh) && export HARMONYFLOW_VAULT HARMONYFLOW_VAULT_FULL HARMONYFLOW_OPERATORS && \
 	HARMONYFLOW_KUBE=$$(scripts/ensure-kube.sh) && HARMONYFLOW_ESO=$$(scripts/ensure-eso.sh) && export HARMONYFLOW_KUBE HARMONYFLOW_ESO && \
 	CGO_ENABLED=1 go test -race -count=1 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) \
-		-run '$(if $(filter operators,$(RUN)),TestOperators,$(if $(filter kube,$(RUN)),TestKube,TestScripts/$(RUN)$(if $(RUN),,|TestOperators|TestKube)))' \
-		$(if $(filter kube,$(RUN)),,./test/e2e) $(if $(filter-out kube,$(RUN)),,./test/kube)
+		-run '$(if $(filter operators,$(RUN)),TestOperators,$(if $(filter kube,$(RUN)),TestKube|TestCluster,TestScripts/$(RUN)$(if $(RUN),,|TestOperators|TestKube|TestCluster)))' \
+		$(if $(filter kube,$(RUN)),,./test/e2e) $(if $(filter-out kube,$(RUN)),,./test/kube ./backend/consumer)
 
 .PHONY: needs-go
 needs-go:

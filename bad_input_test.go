@@ -109,7 +109,7 @@ func TestBadInput(t *testing.T) {
 		"previous_field that is taken":   {path: "roles/new", data: apiKey(map[string]any{"previous_field": "value"}), says: "previous_field"},
 		"username of control characters": {path: "roles/new", data: redisRole(map[string]any{"username": "a\x00b"}), says: "username"},
 		"username with a line":           {path: "roles/new", data: redisRole(map[string]any{"username": "a\nACL DELUSER admin"}), says: "username"},
-		"unknown field":                  {path: "roles/new", data: redisRole(map[string]any{"consumers": "web"}), says: `unknown field "consumers"`},
+		"unknown field":                  {path: "roles/new", data: redisRole(map[string]any{"hooks": "web"}), says: `unknown field "hooks"`},
 		"long description":               {path: "roles/new", data: redisRole(map[string]any{"description": strings.Repeat("a", 1025)}), says: "description"},
 		"period as a list":               {path: "roles/new", data: redisRole(map[string]any{"rotation_period": []any{1, 2}}), says: "rotation_period"},
 		"length as text":                 {path: "roles/new", data: redisRole(map[string]any{"length": "long"}), says: "length"},

@@ -29,6 +29,13 @@ func TestEveryOperationAnswersAsDeclared(t *testing.T) {
 	require.Equal(t, http.StatusOK, m.read("connections/cache").code)
 	require.Equal(t, []string{"cache"}, m.list("connections/").data["keys"])
 
+	m.cluster("prod")
+	m.must("consumers/web", map[string]any{"connection": "prod", "namespace": "app", "secrets": "db", "checks": `[{"type":"pods","selector":"app=web"}]`})
+	m.must("consumers/web", map[string]any{"max_parallel": 2})
+	require.Equal(t, http.StatusOK, m.read("consumers/web").code)
+	require.Equal(t, []string{"web"}, m.list("consumers/").data["keys"])
+	require.Equal(t, http.StatusNoContent, m.delete("consumers/web").code)
+
 	m.adopt("app", "cache", 0, map[string]any{"rotation_period": "24h"})
 	m.must("documents/team/web", map[string]any{"allowed_roles": "tok*"})
 	require.Equal(t, []string{"tok*"}, m.read("documents/team/web").data["allowed_roles"])
@@ -64,6 +71,7 @@ func TestEveryOperationAnswersAsDeclared(t *testing.T) {
 	batch := m.must("rotate/all", map[string]any{"reason": "because"})
 	m.must("rotate/all", map[string]any{"dry_run": true})
 	m.must("cancel/"+id(batch), map[string]any{"reason": "not today"})
+	require.GreaterOrEqual(t, m.write("resume/"+id(batch), nil).code, http.StatusBadRequest, "it is not held")
 	m.must("rollback/redis/app", nil)
 	m.must("rotate-root/cache", map[string]any{"dry_run": true})
 	m.must("rotate-root/cache", nil)

@@ -276,6 +276,12 @@ func (b *backend) deleteConnection(ctx context.Context, _ *logical.Request, d *f
 	if user != "" {
 		return nil, conflict("connection %q is used by role %q; delete the roles that use it first", name, user)
 	}
+	if user, err = b.consumerOf(ctx, name); err != nil {
+		return nil, err
+	}
+	if user != "" {
+		return nil, conflict("connection %q is used by consumer %q; delete the consumers that use it first", name, user)
+	}
 	if err := b.forgetRoot(ctx, name, d.Get("force").(bool)); err != nil { // first: it may refuse
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -178,11 +179,8 @@ func applyConsumer(c *consumer.Consumer, req *logical.Request, d *framework.Fiel
 	mode := string(c.Mode)
 	setString(d, "mode", &mode, "")
 	c.Mode = consumer.Mode(mode)
-	for field, to := range map[string]*time.Duration{"rollout_timeout": &c.RolloutTimeout, "stabilization": &c.Stabilization} {
-		if _, ok := d.GetOk(field); ok {
-			*to = duration(d, field)
-		}
-	}
+	setConsumerTime(d, "rollout_timeout", &c.RolloutTimeout, consumer.DefaultRolloutTimeout)
+	setConsumerTime(d, "stabilization", &c.Stabilization, consumer.DefaultStabilization)
 	if v, ok := d.GetOk("max_parallel"); ok {
 		c.MaxParallel = int(v.(int64))
 	}
@@ -194,6 +192,16 @@ func applyConsumer(c *consumer.Consumer, req *logical.Request, d *framework.Fiel
 	}
 	c.Normalize()
 	return c.Validate()
+}
+
+// setConsumerTime sets a duration; an empty value is the default, and no time at
+// all has to be said.
+func setConsumerTime(d *framework.FieldData, name string, to *time.Duration, empty time.Duration) {
+	if v, ok := d.Raw[name]; ok {
+		if *to = duration(d, name); cleared(v) {
+			*to = empty
+		}
+	}
 }
 
 // given is the JSON of a field that is a list, or its text; nil where it was not
@@ -215,8 +223,12 @@ func given(req *logical.Request, field string) (raw []byte, err error) {
 func decodeStrictly(field string, raw []byte, into any) error {
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(into); err != nil || decoder.More() {
-		return fmt.Errorf("%s is no JSON list of the form that vault path-help shows (%v)", field, err)
+	err := decoder.Decode(into)
+	if err == nil && decoder.More() {
+		err = errors.New("there is more after it")
+	}
+	if err != nil {
+		return fmt.Errorf("%s is no JSON list of the form that vault path-help shows: %w", field, err)
 	}
 	return nil
 }
@@ -282,4 +294,9 @@ func (b *backend) deleteConsumer(ctx context.Context, _ *logical.Request, d *fra
 		return nil, conflict("consumer %q is named by role %q; take it from the consumers of its roles first", name, user)
 	}
 	return nil, b.consumers.Delete(ctx, name)
+}
+
+// consumerOf names a consumer that uses a connection; "" when none does.
+func (b *backend) consumerOf(ctx context.Context, name string) (string, error) {
+	return b.consumers.First(ctx, func(c *consumer.Consumer) bool { return c.Connection == name })
 }

@@ -59,7 +59,7 @@ func (s *step) checkURL(ctx context.Context, c *Check) error {
 	if err != nil {
 		return err
 	}
-	defer drain(resp.Body)
+	defer func() { _ = resp.Body.Close() }()
 	return expectStatus(c.Expect, resp.StatusCode, hostOf(c.URL))
 }
 
@@ -70,7 +70,7 @@ func (s *step) call(ctx context.Context, c *Check, address string) (*http.Respon
 		return nil, kind.Definitely("url is none; write the consumer again")
 	}
 	if !s.k.MayCall(u.Hostname()) {
-		return nil, kind.Definitely("host %.253q is none that checks may send requests to; add it to the allowed hosts of the mount", u.Hostname())
+		return nil, kind.Definitely("host %.253q is none that checks may send requests to; add it to allowed_hosts of config", u.Hostname())
 	}
 	r, err := newRequest(ctx, c, address)
 	if err != nil {
@@ -87,11 +87,6 @@ func (s *step) call(ctx context.Context, c *Check, address string) (*http.Respon
 		return nil, badly("%s %s", u.Host, text)
 	}
 	return resp, nil
-}
-
-func drain(body io.ReadCloser) {
-	_, _ = io.Copy(io.Discard, io.LimitReader(body, maxBody))
-	_ = body.Close()
 }
 
 // outside is a client for checks: it goes to where the URL says, follows redirects
@@ -133,7 +128,7 @@ func (s *step) checkService(ctx context.Context, c *Check) error {
 	if err != nil {
 		return err
 	}
-	defer drain(resp.Body)
+	defer func() { _ = resp.Body.Close() }()
 	if err := proxyError(resp); err != nil {
 		return err
 	}
@@ -147,8 +142,9 @@ func proxyError(resp *http.Response) error {
 		return nil
 	}
 	var st metav1.Status
-	if json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&st) != nil || st.Kind != "Status" || st.APIVersion != "v1" {
-		return nil
+	err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&st)
+	if err != nil || st.Kind != "Status" || st.APIVersion != "v1" {
+		return nil //nolint:nilerr // the Service answers with what it likes
 	}
 	st.Code = int32(resp.StatusCode) //nolint:gosec // has three digits
 	switch resp.StatusCode {

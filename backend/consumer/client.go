@@ -127,8 +127,9 @@ func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Host != b.host {
 		return nil, errors.New("a request to another host was not sent")
 	}
+	r = r.Clone(r.Context())
+	r.Header.Set("User-Agent", userAgent())
 	if b.token != "" {
-		r = r.Clone(r.Context())
 		r.Header.Set("Authorization", "Bearer "+b.token)
 	}
 	return b.next.RoundTrip(r)
@@ -158,7 +159,7 @@ func dial(e *connection.Entry, folder string) (*cluster, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	config := &rest.Config{
-		Host: l.host, Timeout: kind.CallTimeout, UserAgent: userAgent(),
+		Host: l.host, Timeout: kind.CallTimeout,
 		RateLimiter:    flowcontrol.NewTokenBucketRateLimiter(requestsPerSecond, requestsAtOnce),
 		WarningHandler: rest.NoWarnings{},
 	}

@@ -50,6 +50,8 @@ var (
 func explainStatus(s metav1.Status) (kind.Class, string) {
 	what := described(s)
 	switch {
+	case admission.MatchString(s.Message): // with 403 or 422
+		return kind.Unavailable, "does not permit it: " + forbidden(s, what)
 	case s.Code == http.StatusUnauthorized:
 		return kind.Unavailable, "refuses the token: it has ended or was revoked; write the connection with a new one"
 	case s.Code == http.StatusForbidden:
@@ -62,6 +64,12 @@ func explainStatus(s metav1.Status) (kind.Class, string) {
 		return kind.Definite, fmt.Sprintf("refuses the change of %s with %d %s", what, s.Code, s.Reason)
 	}
 	return kind.Unavailable, fmt.Sprintf("answered about %s with %d %.40s", what, s.Code, s.Reason)
+}
+
+// refused reports whether a role, a policy or a webhook of the cluster said no.
+func refused(err error) bool {
+	var answer apierrors.APIStatus
+	return apierrors.IsForbidden(err) || errors.As(err, &answer) && admission.MatchString(answer.Status().Message)
 }
 
 func described(s metav1.Status) string {

@@ -222,8 +222,8 @@ func (s *step) lintWorkload(ctx context.Context, w *workload, f *Finding) error 
 	if err == nil || kind.IsDefinite(s.explain(err)) {
 		return err
 	}
-	if text := s.explain(err).Error(); strings.Contains(text, "policy ") || strings.Contains(text, "is refused") {
-		f.problem("%s cannot be restarted: %s", w, text)
+	if refused(err) {
+		f.problem("%s cannot be restarted: %v", w, s.explain(err))
 		return nil
 	}
 	return err
@@ -269,7 +269,7 @@ func (s *step) planChecks(_ context.Context, f *Finding) error {
 		c := &s.c.Checks[i]
 		f.plan("check %d: %s", i+1, c.summary())
 		if c.URL != "" && !s.k.MayCall(hostname(c.URL)) {
-			f.problem("check %d sends a request to %q, which is none of the hosts that checks may send to; add it to the allowed hosts of the mount", i+1, hostname(c.URL))
+			f.problem("check %d sends a request to %q, which is none of the hosts that checks may send to; add it to allowed_hosts of config", i+1, hostname(c.URL))
 		}
 	}
 	return nil

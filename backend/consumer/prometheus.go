@@ -81,7 +81,7 @@ func (s *step) query(ctx context.Context, c *Check) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer drain(resp.Body)
+	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
 		return nil, badly("Prometheus answered with %d", resp.StatusCode)
 	}

@@ -17,7 +17,6 @@ func (c *cluster) getJSON(ctx context.Context, path string, into any) error {
 	if err != nil {
 		return err
 	}
-	r.Header.Set("User-Agent", userAgent())
 	resp, err := c.http.Do(r)
 	if err != nil {
 		return err

@@ -74,13 +74,13 @@ func (s *step) lookAt(ctx context.Context, wave []*workload, changed time.Time) 
 		if err != nil {
 			return "", 0, nil, err
 		}
-		if s.c.Mode == Restart && w.mark() != s.d.ID && !marked(pods, s.d.ID) {
-			still = append(still, w)
-			continue
-		}
-		left, err := s.look(w, pods, changed)
+		left, begun, err := s.lookAtOne(w, pods, changed)
 		if err != nil {
 			return "", 0, nil, err
+		}
+		if !begun {
+			still = append(still, w)
+			continue
 		}
 		if left == "" {
 			s.tellProven(w, pods)
@@ -89,6 +89,16 @@ func (s *step) lookAt(ctx context.Context, wave []*workload, changed time.Time) 
 		waits, running = left, running+1
 	}
 	return waits, running, still, nil
+}
+
+// lookAtOne says what a workload waits for, and whether it has been restarted at
+// all.
+func (s *step) lookAtOne(w *workload, pods []corev1.Pod, changed time.Time) (left string, begun bool, err error) {
+	if s.c.Mode == Restart && w.mark() != s.d.ID && !marked(pods, s.d.ID) {
+		return s.lookAtOther(w, pods, changed)
+	}
+	left, err = s.look(w, pods, changed)
+	return left, true, err
 }
 
 func (s *step) tellProven(w *workload, pods []corev1.Pod) {

@@ -14,23 +14,22 @@ import (
 type proof struct {
 	// mark is the id that pods of the delivery have; "": somebody else restarts them.
 	mark string
-	// byTime: a pod from after changed counts as well, whoever made it.
-	byTime bool
-	// changed is when the Secrets got what they hold: a pod from after that has read
-	// it.
-	changed time.Time
-	now     time.Time
+	// since, when set, is from when on a pod counts as well, whoever made it.
+	since time.Time
+	now   time.Time
 }
 
-// isNew reports whether a pod has read what is delivered. Times of Kubernetes have
-// seconds, so that one of the same second counts: the rules of the rollout find
-// the pod that was there before its workload was changed.
+// isNew reports whether a pod has read what is delivered.
 func (p proof) isNew(pod *corev1.Pod) bool {
 	if p.mark != "" && pod.Annotations[Mark] == p.mark {
 		return true
 	}
-	return p.byTime && !pod.CreationTimestamp.Time.Before(p.changed.Truncate(time.Second))
+	return !p.since.IsZero() && !pod.CreationTimestamp.Time.Before(p.since)
 }
+
+// surely is from when on pods are sure to be from after a change. Times of
+// Kubernetes have seconds, so that one of the same second may be from before.
+func surely(changed time.Time) time.Time { return changed.Truncate(time.Second).Add(time.Second) }
 
 // prove says what a workload waits for until every pod of it runs with what is
 // delivered; "" when each does. The rules of kubectl are not enough: they are
@@ -68,7 +67,7 @@ func prove(w *workload, pods []corev1.Pod, p proof) (string, error) {
 			return fmt.Sprintf("%s: %s", w, left), nil
 		}
 	}
-	if int32(living) < w.want { //nolint:gosec // a namespace has no 2^31 pods
+	if living < int(w.want) {
 		return fmt.Sprintf("%s: %d of %d pods are there", w, living, w.want), nil
 	}
 	return "", nil
@@ -76,15 +75,30 @@ func prove(w *workload, pods []corev1.Pod, p proof) (string, error) {
 
 // look proves one workload by what the cluster says now. pods are all of it.
 func (s *step) look(w *workload, pods []corev1.Pod, changed time.Time) (string, error) {
-	p := proof{byTime: true, changed: changed, now: s.now}
-	if s.c.Mode == Restart {
-		p.mark, p.byTime = s.d.ID, w.mark() != s.d.ID
+	if s.c.Mode != Restart {
+		// Whoever observes a change restarts within the second: the rules of the
+		// rollout find the pod that was there before.
+		return prove(w, pods, proof{since: changed.Truncate(time.Second), now: s.now})
 	}
-	left, err := prove(w, pods, p)
-	if err == nil && p.mark != "" && p.byTime && left != "" && w.left == "" {
+	if w.mark() == s.d.ID {
+		return prove(w, pods, proof{mark: s.d.ID, now: s.now})
+	}
+	left, err := prove(w, pods, proof{mark: s.d.ID, since: surely(changed), now: s.now})
+	if err == nil && left != "" && w.left == "" {
 		err = kind.Definitely("%s was restarted, and something has taken the annotation %s away (%s); let what manages it ignore annotations of the template, or restart it by that and set mode=observe", w, Mark, left)
 	}
 	return left, err
+}
+
+// lookAtOther says whether the restart of another delivery is under way, which is
+// not to be disturbed, or does for this one as well: two consumers may name one
+// workload, and would restart it in turn for ever.
+func (s *step) lookAtOther(w *workload, pods []corev1.Pod, changed time.Time) (left string, does bool, err error) {
+	if w.mark() == "" {
+		return "", false, nil
+	}
+	left, err = prove(w, pods, proof{since: surely(changed), now: s.now})
+	return left, err == nil && (left == "" || w.left != ""), err
 }
 
 // marked reports whether pods of a workload are of this delivery.

@@ -113,11 +113,21 @@ func ofSecret(o *corev1.Secret) *secret {
 func dataChanged(meta metav1.ObjectMeta) time.Time {
 	at := meta.CreationTimestamp.Time
 	for _, f := range meta.ManagedFields {
-		if f.FieldsV1 != nil && f.Time != nil && bytes.Contains(f.FieldsV1.Raw, []byte(`"f:data"`)) && f.Time.After(at) {
+		if f.Time != nil && ownsData(f.FieldsV1) && f.Time.After(at) {
 			at = f.Time.Time
 		}
 	}
 	return at
+}
+
+// ownsData reports whether a manager of fields has written values. Who applies them
+// as stringData owns that, though nobody ever reads it.
+func ownsData(f *metav1.FieldsV1) bool {
+	if f == nil {
+		return false
+	}
+	raw := f.GetRawString()
+	return strings.Contains(raw, `"f:data"`) || strings.Contains(raw, `"f:stringData"`)
 }
 
 // changed is when the Secrets of the consumer last changed; when the delivery
