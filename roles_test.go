@@ -190,11 +190,11 @@ func TestStatusFindsWhatNeedsALook(t *testing.T) {
 func TestConfig(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
-	defaults := map[string]any{"grace_period": int64(3600), "keep_versions": int64(5), "workers": int64(32), "freeze": false, "freeze_until": "", "freeze_reason": ""}
+	defaults := map[string]any{"grace_period": int64(3600), "keep_versions": int64(5), "workers": int64(32), "allowed_hosts": []string{}, "freeze": false, "freeze_until": "", "freeze_reason": ""}
 	require.Equal(t, defaults, m.read("config").data)
 	require.Equal(t, http.StatusNoContent, m.must("config", map[string]any{"workers": 8, "grace_period": "2h"}).code)
 	m.must("config", map[string]any{"freeze": true})
-	want := map[string]any{"grace_period": int64(7200), "keep_versions": int64(5), "workers": int64(8), "freeze": true, "freeze_until": "", "freeze_reason": ""}
+	want := map[string]any{"grace_period": int64(7200), "keep_versions": int64(5), "workers": int64(8), "allowed_hosts": []string{}, "freeze": true, "freeze_until": "", "freeze_reason": ""}
 	require.Equal(t, want, m.read("config").data)
 	m.restart()
 	require.Equal(t, want, m.read("config").data)

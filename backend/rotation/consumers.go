@@ -124,7 +124,7 @@ func (d *decider) undeliveredOn(next *Role) step {
 	for next.Run.Phase == Sync || next.Run.Phase == Restart {
 		next.advance(done, d.now)
 	}
-	if next.ring() {
+	if next.announces() {
 		return d.startCheck(next)
 	}
 	next.advance(done, d.now) // check → grace
