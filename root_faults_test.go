@@ -52,6 +52,7 @@ func TestRootWritesThatFail(t *testing.T) {
 	one := servers.Redis(t, users(1), servers.WithUsers(engineUser))
 	two := servers.Redis(t, users(1), servers.WithUsers(engineUser))
 	reset := func(t *testing.T) {
+		t.Helper()
 		for _, s := range []*servers.RedisNode{one, two} {
 			_, err := s.Do(context.Background(), "ACL", "SETUSER", "engine", "on", "resetpass", ">engine-secret", "~*", "&*", "+@all")
 			require.NoError(t, err)

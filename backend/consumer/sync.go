@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,9 +68,11 @@ func (s *step) tellHeld(secrets []*secret) {
 	for i, one := range secrets {
 		names[i] = one.name
 	}
-	roles := make([]string, len(s.d.Holds))
-	for i, v := range s.d.Holds {
-		roles[i] = v.Role
+	var roles []string
+	for _, v := range s.d.Holds {
+		if !slices.Contains(roles, v.Role) { // it may show several values
+			roles = append(roles, v.Role)
+		}
 	}
 	if len(names) > 0 {
 		s.tell("Secrets %s hold what is served of %s", strings.Join(names, ", "), strings.Join(roles, ", "))
