@@ -57,7 +57,7 @@ func (l *plainLogin) Response() string {
 func logIn(ctx context.Context, node string, e endpoint, trust connection.TLS, m kind.Material, vhost string) (verdict, error) {
 	ctx, cut := context.WithCancel(ctx)
 	defer cut()
-	raw, err := e.dial(ctx, trust)
+	raw, anonymous, err := e.dial(ctx, trust)
 	if err != nil {
 		return verdict{}, explainDial(err, node, e.addr)
 	}
@@ -72,12 +72,14 @@ func logIn(ctx context.Context, node string, e endpoint, trust connection.TLS, m
 		return verdict{accepted: true}, nil
 	}
 	_ = conn.Close()
-	strange, end := conn.end()
+	begun, strange, end := conn.end()
 	switch {
 	case connection.Distrust(end) != "":
 		return verdict{}, explainDial(end, node, e.addr)
 	case strange:
 		return verdict{}, fmt.Errorf("what answers for broker %s (%s) does not speak AMQP 0-9-1: check the port, and whether it wants TLS (amqps)", node, e.addr)
+	case !begun && anonymous && ctx.Err() == nil: // its alert can be lost with the connection
+		return verdict{}, kind.CannotReach(fmt.Errorf("broker %s (%s) asked for a certificate and ended the connection, check that it runs, and give tls_cert and tls_key if it wants one", node, e.addr))
 	case errors.Is(err, amqp.ErrSASL):
 		return verdict{}, fmt.Errorf("broker %s (%s) takes no passwords over AMQP: add PLAIN to its auth_mechanisms", node, e.addr)
 	}
@@ -111,10 +113,10 @@ func (w *witness) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (w *witness) end() (strange bool, err error) {
+func (w *witness) end() (begun, strange bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.strange, w.err
+	return w.begun, w.strange, w.err
 }
 
 // judge reads what a broker said instead of opening the connection.
@@ -141,21 +143,29 @@ func judge(ctx context.Context, err error, node, addr, username, vhost string) (
 	return verdict{}, fmt.Errorf("broker %s (%s) cannot open vhost %s now and answers %d: wait, or look at its log", node, addr, vhost, said.Code)
 }
 
-func (e endpoint) dial(ctx context.Context, trust connection.TLS) (net.Conn, error) {
+// dial also reports whether the broker asked for a certificate and got none. With
+// TLS 1.3 it may refuse that only after the handshake.
+func (e endpoint) dial(ctx context.Context, trust connection.TLS) (c net.Conn, anonymous bool, err error) {
 	config, err := trust.Config(e.host)
 	if err != nil {
-		return nil, kind.Definitely("%w", err)
+		return nil, false, kind.Definitely("%w", err)
 	}
 	raw, err := dialer(ctx)(ctx, "tcp", e.addr)
 	if err != nil || !e.tls {
-		return raw, err
+		return raw, false, err
+	}
+	if len(config.Certificates) == 0 && config.GetClientCertificate == nil {
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			anonymous = true
+			return &tls.Certificate{}, nil
+		}
 	}
 	secured := tls.Client(raw, config)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
-		return nil, err
+		return nil, anonymous, err
 	}
-	return secured, nil
+	return secured, anonymous, nil
 }
 
 func explainDial(err error, node, addr string) error {
