@@ -486,6 +486,7 @@ func (f *fakeTarget) change(c kind.Change, what fault) kind.Outcome {
 		case what == diesBetween && i > 0, what == oneNodeOnly && i > 0, what == rejectsOne:
 			err = errInjected
 		case what == lies:
+			n.save(c.Username) // what it accepts can be tried; what it has on its disk nobody sees
 		default:
 			n.apply(c, w.shape.strategy)
 			if what != unsavedLost && (what != unsavedOne || i > 0) {
