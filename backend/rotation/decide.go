@@ -289,6 +289,9 @@ func (d *decider) preflight() step {
 // deadline: a rotation ends.
 func (d *decider) queue(waits string) step {
 	run := d.role.Run
+	if run.Error == clip(waits) && run.Deadline.Sub(d.now) > preflightTimeout/2 {
+		return step{act: wait, until: d.now.Add(pollPause)} // no write for each look
+	}
 	next := d.role.clone()
 	next.Run.Deadline = d.now.Add(preflightTimeout + pollPause)
 	next.Run.RetryAt = d.now.Add(pollPause)
