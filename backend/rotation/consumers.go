@@ -104,6 +104,9 @@ func (r *Role) consults() bool {
 	return r.delivers() && r.Run != nil && r.Run.Trigger != Create && r.Run.Trigger != Reconcile
 }
 
+// surveys reports whether preflight has still to ask the role's consumers.
+func (r *Role) surveys() bool { return r.consults() && r.Run.Phase == Preflight && !r.Run.Surveyed }
+
 // deliveryID tells the ways of a rotation apart: what comes next of a ring, what is
 // promoted, and what is taken back.
 func (run *Run) deliveryID() string {

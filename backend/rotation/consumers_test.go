@@ -309,3 +309,24 @@ func TestConsumersAreReserved(t *testing.T) {
 		}
 	})
 }
+
+// Roles of several servers that go back together share a consumer's lane for a
+// while, and never a call to a server.
+func TestConsumersOfSeveralServers(t *testing.T) {
+	for _, strategy := range []kind.Strategy{kind.Overlap, kind.Alternate, kind.Swap} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, consumed(strategy), plan{name: t.Name()})
+			w.seed("a", func(r *Role) { r.Consumers = []string{"c1", "c2"} })
+			w.seed("b", func(r *Role) { r.Consumers = []string{"c1", "c3"} })
+			w.run()
+			defer w.close()
+			w.crashing("m1")
+			w.rotate("a", "b")
+			w.idle("a", "b")
+			w.finish()
+			for _, name := range []string{"a", "b"} {
+				require.Equal(t, RolledBack, w.role(name).LastRun.State)
+			}
+		})
+	}
+}

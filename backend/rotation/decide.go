@@ -255,16 +255,8 @@ func (d *decider) preflight() step {
 	switch {
 	case run.Recall != "":
 		return d.event(recall, run.Recall)
-	case d.role.consults() && d.facts.reserved == nil:
-		return step{act: reserve}
-	case d.facts.reserved != nil && d.facts.reserved.waits != "":
-		return d.queue(d.facts.reserved.waits)
-	case d.role.consults() && d.facts.surveyed == nil:
-		return step{act: scout}
-	case d.facts.surveyed != nil && d.facts.surveyed.err != nil:
-		return d.retry(d.facts.surveyed.err, bad)
-	case d.facts.surveyed != nil && d.facts.surveyed.problem() != "":
-		return d.event(bad, d.facts.surveyed.problem())
+	case d.role.surveys():
+		return d.preflightThere()
 	case d.unreached():
 		return step{act: reach}
 	case d.facts.reached != nil && d.facts.reached.err != nil:
@@ -283,6 +275,28 @@ func (d *decider) preflight() step {
 		return d.event(bad, problem)
 	}
 	return d.event(done, "")
+}
+
+// preflightThere is preflight at consumers, which are reserved first. It is stored when
+// it is over, and its lane is left: a cluster that hangs holds up no target.
+func (d *decider) preflightThere() step {
+	reserved, surveyed := d.facts.reserved, d.facts.surveyed
+	switch {
+	case reserved == nil:
+		return step{act: reserve}
+	case reserved.waits != "":
+		return d.queue(reserved.waits)
+	case surveyed == nil:
+		return step{act: scout}
+	case surveyed.err != nil:
+		return d.retry(surveyed.err, bad)
+	case surveyed.problem() != "":
+		return d.event(bad, surveyed.problem())
+	}
+	next := d.role.clone()
+	next.Run.rest()
+	next.Run.Surveyed, next.Run.Deadline = true, d.now.Add(preflightTimeout)
+	return step{act: store, next: next}
 }
 
 // queue waits for consumers that are another unit's. That is no failure, and has no
@@ -539,7 +553,7 @@ func (d *decider) afterPublish(next *Role) step {
 
 // afterGrace goes on from the beginning of grace, which may be its end.
 func (d *decider) afterGrace(next *Role) step {
-	if next.Run.GraceUntil.After(d.now) || next.Run.Unit != 0 {
+	if next.Run.GraceUntil.After(d.now) || next.Run.Unit != 0 || d.leavesLane(next) {
 		return step{act: store, next: next}
 	}
 	return d.startRetire(next)
@@ -674,16 +688,23 @@ func (d *decider) takeBack(reason string) step {
 func (d *decider) startUndo(next *Role) step {
 	next.Run.rest()
 	permit := false
-	if !d.targetless {
+	if !d.targetless && !d.leavesLane(next) {
 		next.Run.Attempt = d.attempt("undo")
 		permit = true
 	}
 	return step{act: store, next: next, permit: permit}
 }
 
+// leavesLane reports whether another lane goes on with next: no attempt is stored that
+// this worker would not make.
+func (d *decider) leavesLane(next *Role) bool { return next.lane() != d.role.lane() }
+
 // undo: the direction is stored. The target has to refuse what failed.
 func (d *decider) undo() step {
 	r := d.role
+	if !d.targetless && r.Run.Attempt == nil && r.Run.Tries == 0 {
+		return d.startUndo(r.clone())
+	}
 	failing := r.Get(r.Run.To)
 	g := goal{call: "undo"}
 	if current := r.With(version.Current); current != nil {

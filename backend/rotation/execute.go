@@ -48,11 +48,24 @@ func (e *Engine) advance(lane string, names []string) pace {
 		if jobs, asked = e.round(lane, jobs); asked {
 			seen = prompt
 		}
+		jobs = e.handOver(lane, jobs)
 	}
 	if seen == prompt && time.Since(began) > kind.CallTimeout/2 {
 		return sluggish
 	}
 	return seen
+}
+
+// handOver has other lanes go on with roles that have left this one: what shares a
+// call has to be at one target.
+func (e *Engine) handOver(lane string, jobs []*job) []*job {
+	return slices.DeleteFunc(jobs, func(j *job) bool {
+		leaves := j.role.lane() != lane
+		if leaves {
+			e.wake(j.role.lane(), j.role.Name, time.Now())
+		}
+		return leaves
+	})
 }
 
 func (e *Engine) readAgain(lane string, bad map[string]error) {

@@ -231,8 +231,20 @@ func (w *world) flushLocked() {
 
 // fakeTarget is what one instance sees of the target.
 type fakeTarget struct {
-	w *world
-	i *instance
+	w          *world
+	i          *instance
+	connection string
+}
+
+// mine refuses to be asked about users of another connection's roles, or by who has
+// forgotten what nodes there are.
+func (f *fakeTarget) mine(u kind.User) {
+	if r := f.w.roles[u.Role]; r != nil && r.Connection != f.connection {
+		f.w.violateLocked("connection %s is asked about user %s of role %s, which is of connection %s", f.connection, u.Username, u.Role, r.Connection)
+	}
+	if r := f.w.roles[u.Role]; r != nil && r.NodesGeneration == generation && len(u.Known) < len(r.Nodes) {
+		f.w.violateLocked("a call about role %s does not count on nodes %v, and would not miss one", u.Role, r.Nodes)
+	}
 }
 
 var _ kind.Target = (*fakeTarget)(nil)
@@ -291,6 +303,7 @@ func (f *fakeTarget) Preflight(ctx context.Context, users []kind.User) []kind.Fi
 	defer f.w.mu.Unlock()
 	f.w.logLocked("target preflight %s%s", userList(users), note(err))
 	for i, u := range users {
+		f.mine(u)
 		out[i].Err = err
 		if err != nil {
 			continue
@@ -334,6 +347,7 @@ func (f *fakeTarget) Probe(ctx context.Context, questions []kind.Question) []kin
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
 	for i, q := range questions {
+		f.mine(q.User)
 		out[i].Err = err
 		if err != nil {
 			f.w.logLocked("target probe %s%s", q.Username, note(err))
@@ -466,6 +480,7 @@ func (f *fakeTarget) landLater(at time.Time, changes []kind.Change, landed func(
 
 func (f *fakeTarget) change(c kind.Change, what fault) kind.Outcome {
 	w := f.w
+	f.mine(c.User)
 	var out kind.Outcome
 	if w.absent[c.Username] && len(c.Accept) > 0 {
 		if len(c.Profile) == 0 {

@@ -148,6 +148,7 @@ type Run struct {
 	// Of a run at its consumers: when what they are to have was published, and how far
 	// this role has brought each of those that it delivers to.
 	PublishedAt time.Time   `json:"published_at,omitzero"`
+	Surveyed    bool        `json:"surveyed,omitempty"` // its consumers are reserved, and nothing stands against it there
 	Delivered   []delivered `json:"delivered,omitempty"`
 	// Held is why somebody has to decide.
 	Held string `json:"held,omitempty"`
@@ -299,7 +300,7 @@ const laneOfConsumer = "consumer/"
 
 // lane is what a role's work shares with that of others: kind and connections.
 func (r *Role) lane() string {
-	if run := r.Run; run != nil && r.isDelivery(run.Phase) {
+	if run := r.Run; run != nil && (r.surveys() || r.isDelivery(run.Phase)) {
 		return laneOfConsumer + r.Consumers[0] // a cluster that hangs holds up its consumers alone
 	}
 	return r.targetLane()

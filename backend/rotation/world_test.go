@@ -157,6 +157,9 @@ func (i *instance) isDead() bool {
 
 const testGrace = 5 * time.Minute
 
+// generation is how often connections were written.
+const generation = 1
+
 // newWorld starts an engine on empty storage. It must be called in a bubble.
 func newWorld(t *testing.T, s shape, p plan) *world {
 	t.Helper()
@@ -201,9 +204,9 @@ func (w *world) launch() {
 			}
 			return nil
 		},
-		Target:     func(string, string) kind.Target { return &fakeTarget{w: w, i: i} },
+		Target:     func(_, connection string) kind.Target { return &fakeTarget{w: w, i: i, connection: connection} },
 		Keeper:     func(string, string) kind.Keeper { return &fakeKeeper{w: w, i: i} },
-		Generation: func(context.Context, string) (int, error) { return 0, nil },
+		Generation: func(context.Context, string) (int, error) { return generation, nil },
 		Publish:    publish.NewDocuments(i.fence).Publish,
 		Consumers:  &fakeConsumers{w: w, i: i},
 		PublishTo:  i.publishTo,
@@ -409,6 +412,9 @@ func (w *world) newRole(name string) *Role {
 	}
 	if w.shape.consumers {
 		r.Consumers = []string{"c1", "c2"}
+		if r.Connection != "" {
+			r.Connection += "-" + name // servers of several kinds share consumers
+		}
 	}
 	if w.shape.document { // all roles fill one
 		r.Document = "doc"
