@@ -5,11 +5,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -55,11 +57,7 @@ func testSilent(t *testing.T, w *world) {
 	w.until(t, w.k.Sync, w.consumer(func(c *Consumer) { c.ExternalSecrets, c.Workloads = []string{"change"}, nil }), delivery("r0", "second-value"))
 	for _, name := range []string{"once", "zero", "immutable", "merge"} {
 		c := w.consumer(func(cs *Consumer) { cs.ExternalSecrets, cs.Workloads = []string{name}, nil })
-		for range 10 {
-			p := w.k.Sync(w.ctx, c, delivery("r1", "second-value"))
-			require.False(t, p.Done, "%s: %v", name, p.Told)
-			time.Sleep(100 * time.Millisecond)
-		}
+		require.Never(t, func() bool { return w.k.Sync(w.ctx, c, delivery("r1", "second-value")).Done }, time.Second, 100*time.Millisecond, name)
 	}
 	require.NoError(t, w.Delete(w.ctx, fmt.Sprintf("apiVersion: external-secrets.io/v1\nkind: SecretStore\nmetadata: {name: vault, namespace: %s}", w.ns)))
 	f := w.k.Preflight(w.ctx, w.consumer(func(c *Consumer) { c.ExternalSecrets, c.Workloads = []string{"change"}, nil }))
@@ -105,12 +103,24 @@ func (w *world) plain(t *testing.T, workloads ...Workload) *Consumer {
 	})
 }
 
+// laterSecond waits until it is a later second than that of the newest pod, which is
+// all that a time of Kubernetes says.
+func (w *world) laterSecond(t *testing.T, workload string) {
+	t.Helper()
+	pods, err := w.PodsOf(w.ctx, w.ns, workload)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		now := time.Now().Truncate(time.Second)
+		return !slices.ContainsFunc(pods, func(p corev1.Pod) bool { return !p.CreationTimestamp.Time.Before(now) })
+	}, 10*time.Second, 50*time.Millisecond)
+}
+
 // testMarkTaken: a GitOps tool takes the annotation away in the middle of the
 // rollout, for which kubectl says that all is well.
 func testMarkTaken(t *testing.T, w *world) {
 	w.deploy(t, deployment, "web", 3, map[string]string{kube.ReadyAfter: "2s"})
 	w.rolledOut(t, deployment, "web")
-	time.Sleep(time.Second) // times have seconds
+	w.laterSecond(t, "web")
 	c := w.plain(t, Workload{Kind: deployment, Name: "web"})
 	d := delivery("r1", "second")
 	require.NoError(t, w.k.Restart(w.ctx, c, d).Err)
@@ -143,7 +153,7 @@ func testMarkTaken(t *testing.T, w *world) {
 func testObserve(t *testing.T, w *world) {
 	w.deploy(t, deployment, "web", 2, nil)
 	w.rolledOut(t, deployment, "web")
-	time.Sleep(time.Second) // times have seconds
+	w.laterSecond(t, "web")
 	c := w.plain(t, Workload{Kind: deployment, Name: "web"})
 	c.Mode = Observe
 	require.NoError(t, c.Validate())

@@ -68,6 +68,10 @@ func (e *Engine) lookForDrift(names []string) {
 // lookAt is lookForDrift for roles of one lane: what is wrong with their connection
 // is no affair of the others.
 func (e *Engine) lookAt(ctx context.Context, roles []*Role) {
+	for i, r := range roles {
+		roles[i] = r.clone()
+		roles[i].Consumers = nil // what stands against a rotation there is no drift
+	}
 	reports, err := e.examine(ctx, roles)
 	if err != nil {
 		e.o.Logger.Warn("roles cannot be looked at; trying again", "lane", roles[0].lane(), "error", err)
