@@ -184,15 +184,17 @@ func closed(h *Header, parts map[string]Part) *Header {
 func (e *Engine) closeRotation(id string) error {
 	e.mu.Lock()
 	t := e.tracks[id]
+	running := t != nil && len(t.open) > 0
 	e.mu.Unlock()
+	if running { // its last role will say so
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 	defer cancel()
 	if t == nil {
 		return e.closeParent(ctx, id)
 	}
-	if len(t.open) > 0 {
-		return nil
-	}
+	// Nothing of it changes any more.
 	if err := e.st.putHeader(ctx, closed(t.header, t.parts)); err != nil {
 		return err
 	}
