@@ -1095,8 +1095,12 @@ func (d *decider) endAs(next *Role, state State, v *verdict) step {
 	if ended.Phase == Preflight && state == Failed && next.Drift == nil && d.currentRefused() {
 		next.Drift = &Drift{Since: d.now, Reason: reason}
 	}
-	if ended.Trigger == Reconcile && state != Completed {
+	switch {
+	case state == Completed:
+		next.mended(d.now)
+	case ended.Trigger == Reconcile:
 		d.stillDrifted(next, ended, reason)
+		next.unmended(d.now)
 	}
 	d.settleSchedule(next, ended, state, reason)
 	next.Prune(next.keep(d.config))

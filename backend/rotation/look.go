@@ -13,8 +13,12 @@ import (
 // may have been changed by hand, lost with a node, or rewound with a restored
 // snapshot. One that differs is reconciled.
 
-// lookEvery is how often.
-const lookEvery = 15 * time.Minute
+// lookEvery is how often; where it cannot be mended, less and less often.
+const (
+	lookEvery    = 15 * time.Minute
+	lookAtLeast  = 24 * time.Hour
+	maxDoublings = 7
+)
 
 // lookTrigger is not one of a rotation: a look that finds nothing leaves none.
 const lookTrigger Trigger = "look"
@@ -39,6 +43,23 @@ func (r *Role) looksAt() time.Time {
 		return d.RetryAt
 	}
 	return r.LookAt
+}
+
+// unmended puts off the next look of a role that a reconcile did not mend: what is
+// wrong takes a person, and each try leaves a failed rotation.
+func (r *Role) unmended(now time.Time) {
+	r.Unmended++
+	if r.AutoReconcile {
+		r.LookAt = now.Add(min(lookAtLeast, lookEvery<<min(r.Unmended, maxDoublings))).UTC()
+	}
+}
+
+// mended has a role that is well looked at as often as others.
+func (r *Role) mended(now time.Time) {
+	if r.Unmended > 0 && r.AutoReconcile {
+		r.LookAt = now.Add(lookEvery).UTC()
+	}
+	r.Unmended = 0
 }
 
 // lookForDrift asks the targets of roles whether they accept what is served, and
@@ -95,6 +116,9 @@ func (e *Engine) looked(ctx context.Context, rep Report) {
 			return nil
 		}
 		r.LookAt = time.Now().Add(lookEvery/2 + rand.N(lookEvery)).UTC() //nolint:gosec // as above
+		if why == "" {
+			r.Unmended = 0
+		}
 		return nil
 	})
 	var refused *Conflict

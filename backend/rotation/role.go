@@ -78,6 +78,8 @@ type Role struct {
 	AutoReconcile bool `json:"auto_reconcile,omitempty"`
 	// LookAt is when, next.
 	LookAt time.Time `json:"look_at,omitzero"`
+	// Unmended is how many reconciles in a row have failed.
+	Unmended int `json:"unmended,omitempty"`
 	// Nodes held this role's user when it was last proven; see
 	// connection.Entry.Generation.
 	// Consumers are those that have to run with what the role serves before anything

@@ -46,6 +46,37 @@ func TestLooksAreApart(t *testing.T) {
 	})
 }
 
+// TestLooksAreFewerWhereNothingHelps: a role that no reconcile mends is looked at less and
+// less often, and as often as others once it is well.
+func TestLooksAreFewerWhereNothingHelps(t *testing.T) {
+	inWorld(t, overlap(1), nil, func(t *testing.T, w *world) {
+		require.NoError(t, w.do("auto_reconcile", func(ctx context.Context, e *Engine) error {
+			return e.Update(ctx, "a", func(r *Role) error { r.SetAutoReconcile(true, time.Now()); return nil })
+		}))
+		w.mu.Lock()
+		w.rejected = "u-a" // the target changes nothing
+		w.mu.Unlock()
+		w.tamper("n1", "u-a", *material("a", "stranger"))
+		w.pass(7 * 24 * time.Hour)
+		headers, err := NewStore(&w.inner).Headers(t.Context())
+		require.NoError(t, err)
+		require.Greater(t, len(headers), 7, "it was given up")
+		require.Less(t, len(headers), 20)
+		t.Logf("%d tries in a week", len(headers))
+
+		w.mu.Lock()
+		w.rejected = ""
+		w.mu.Unlock()
+		w.reconcile("a")
+		w.idle("a")
+		require.Equal(t, Completed, w.role("a").LastRun.State)
+		require.Zero(t, w.role("a").Unmended)
+		require.Less(t, time.Until(w.role("a").LookAt), 2*lookEvery)
+		w.mended("a")
+		w.finish()
+	})
+}
+
 // TestHugeProfile: a user that takes long to describe does not make its role too large
 // to be stored.
 func TestHugeProfile(t *testing.T) {
