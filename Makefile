@@ -77,11 +77,12 @@ model: ## check the state machine with spin
 	@docs/model/check.sh
 
 .PHONY: lint
-lint: needs-go ## go vet, golangci-lint (gofumpt included), govulncheck
+lint: needs-go ## go vet, golangci-lint (gofumpt included), govulncheck, Prometheus's parser for deploy/monitoring
 	go vet ./...
 	@lint=$$(scripts/ensure-tool.sh github.com/golangci/golangci-lint/v2/cmd/golangci-lint $(GOLANGCI_LINT_VERSION)) && \
 	echo golangci-lint run && "$$lint" run
 	@scripts/vulncheck.sh $(GOVULNCHECK_VERSION)
+	@GOFLAGS=-mod=readonly go -C test/tools/promtool run . $(CURDIR)/deploy/monitoring/alerts.yaml $(CURDIR)/deploy/monitoring/dashboard.json
 
 .PHONY: fmt
 fmt: needs-go ## gofumpt and import order

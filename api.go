@@ -44,6 +44,7 @@ type operation struct {
 	none     bool                              // answers 204
 	errors   []int                             // beside 400, which every operation may answer
 	mutating bool
+	active   bool // answered by the active node alone, as what is mutating is
 }
 
 // handler wraps an operation with what all have in common: unknown fields are
@@ -63,8 +64,8 @@ func (o operation) handler(known map[string]*framework.FieldSchema) framework.Op
 		Callback:                    strict(known, o.call),
 		Summary:                     o.summary,
 		Responses:                   responses,
-		ForwardPerformanceStandby:   o.mutating,
-		ForwardPerformanceSecondary: o.mutating,
+		ForwardPerformanceStandby:   o.mutating || o.active,
+		ForwardPerformanceSecondary: o.mutating || o.active,
 		DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: o.verb, OperationSuffix: o.suffix},
 	}
 }

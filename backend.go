@@ -22,6 +22,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/consumer"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/metrics"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
@@ -40,6 +41,7 @@ type backend struct {
 	remote      *publish.Remote
 	consumers   *consumer.Store
 	engine      *rotation.Engine
+	metrics     *metrics.Metrics
 	kinds       []kindEntry
 	// connectionTypes is the registry of that name.
 	connectionTypes []connectionType
@@ -70,7 +72,7 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 }
 
 func newBackend(conf *logical.BackendConfig) *backend {
-	b := &backend{kinds: kinds(), connectionTypes: connectionTypes(), answerWithin: answerWithin}
+	b := &backend{kinds: kinds(), connectionTypes: connectionTypes(), answerWithin: answerWithin, metrics: metrics.New()}
 	b.storage = storage.Fence(conf.StorageView)
 	b.connections = connection.NewStore(b.storage, b.rootOf)
 	b.documents = publish.NewDocuments(b.storage)
@@ -91,6 +93,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		PublishTo:  b.remote.Publish,
 		Reach:      b.reach,
 		Consumers:  deliverer{b.consumers, clusters},
+		Recorder:   b.metrics,
 		Active:     b.active,
 	})
 	b.Backend = &framework.Backend{
@@ -118,6 +121,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathReconcile(),
 			b.pathVerify(),
 			b.pathStatus(),
+			b.pathMetrics(),
 		),
 		InitializeFunc: b.initialize,
 		PeriodicFunc:   b.periodic,

@@ -79,6 +79,7 @@ func TestEveryOperationAnswersAsDeclared(t *testing.T) {
 	require.Equal(t, http.StatusOK, m.read("rotations").code)
 	require.Equal(t, http.StatusOK, m.list("rotations/").code)
 	require.Equal(t, http.StatusOK, m.read("status").code)
+	require.Equal(t, http.StatusOK, m.read("metrics").code)
 	require.Equal(t, http.StatusNoContent, m.delete("roles/app").code)
 	require.Equal(t, http.StatusNoContent, m.send(request{op: logical.DeleteOperation, path: "connections/cache", data: map[string]any{"force": "true"}}).code)
 
@@ -109,8 +110,8 @@ func TestEveryPathIsDescribed(t *testing.T) {
 			require.NotEmpty(t, props.Summary, "%s of %s", op, p.Pattern)
 			require.NotNil(t, props.DisplayAttrs, "%s of %s", op, p.Pattern)
 			require.NotEmpty(t, props.Responses, "%s of %s", op, p.Pattern)
-			require.Equal(t, mutating[op], props.ForwardPerformanceStandby, "%s of %s", op, p.Pattern)
-			require.Equal(t, mutating[op], props.ForwardPerformanceSecondary, "%s of %s", op, p.Pattern)
+			require.Equal(t, mutating[op] || p.Pattern == "metrics", props.ForwardPerformanceStandby, "%s of %s", op, p.Pattern)
+			require.Equal(t, mutating[op] || p.Pattern == "metrics", props.ForwardPerformanceSecondary, "%s of %s", op, p.Pattern)
 			for code, responses := range props.Responses {
 				for _, r := range responses {
 					require.NotEmpty(t, r.Description, "%d of %s of %s", code, op, p.Pattern)
@@ -166,7 +167,7 @@ func TestPathHelp(t *testing.T) {
 	m := newMount(t)
 	for _, path := range []string{
 		"config", "connections", "connections/cache", "roles", "roles/app", "creds/app", "rotate/all", "rotate/redis", "rotate/redis/app",
-		"rotations", "rotations/x", "cancel/x", "rollback/redis/app", "retire/redis/app", "reconcile/redis/app", "verify/redis/app", "status", "jwks/x",
+		"rotations", "rotations/x", "cancel/x", "rollback/redis/app", "retire/redis/app", "reconcile/redis/app", "verify/redis/app", "status", "metrics", "jwks/x",
 	} {
 		resp, err := m.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.HelpOperation, Path: path, Storage: m.storage})
 		require.NoError(t, err, path)

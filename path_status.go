@@ -22,8 +22,9 @@ func (b *backend) pathStatus() []*framework.Path {
 					"summary": stringField("In a sentence."), "roles": intField("How many roles there are."),
 					"due": listField("Roles whose slot has come, first twenty."), "overdue": listField("Roles whose slot came over an hour ago, first twenty."),
 					"running": listField("Roles in a rotation, first twenty."), "failed": listField("Roles whose last rotation failed, first twenty."),
-					"drifted": listField("Roles whose target differs from what is stored, first twenty."),
-					"counts":  mapField("How many there are of each."), "next": stringField("The next scheduled rotation."), "frozen": boolField("Whether new rotations are stopped."),
+					"drifted":   listField("Roles whose target differs from what is stored, first twenty."),
+					"suspended": listField("Roles whose scheduled rotations have stopped, first twenty."), "unreadable": listField("Roles whose entries cannot be decoded, first twenty."),
+					"counts": mapField("How many there are of each."), "next": stringField("The next scheduled rotation."), "frozen": boolField("Whether new rotations are stopped."),
 					"frozen_until": stringField("When that ends by itself, RFC 3339."), "freeze_reason": stringField("Why they are stopped."),
 					"follow": stringField("The next command to type."),
 				},
@@ -31,40 +32,32 @@ func (b *backend) pathStatus() []*framework.Path {
 		},
 		DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
 		HelpSynopsis:    "One look: what is due, running, failed or drifted.",
-		HelpDescription: "Counts, and the first of each list. It reads every role, and fits a terminal.",
+		HelpDescription: "Counts, and the first of each list; it fits a terminal. The first look after a start reads every role, later ones none.",
 	}}
 }
-
-// overdueAfter is how late a slot may be served before it is called overdue.
-const overdueAfter = time.Hour
 
 func (b *backend) status(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	c, err := b.engine.LoadConfig(ctx)
 	if err != nil {
 		return nil, err
 	}
-	lists := map[string][]string{"due": {}, "overdue": {}, "running": {}, "failed": {}, "drifted": {}}
+	lists := map[string][]string{"due": {}, "overdue": {}, "running": {}, "failed": {}, "drifted": {}, "suspended": {}, "unreadable": {}}
 	roles, next := 0, ""
 	var nextAt time.Time
 	now := time.Now()
-	err = b.engine.Store().EachRole(ctx, func(r *rotation.Role) bool {
+	err = b.engine.EachStanding(ctx, func(name string, s rotation.Standing) {
+		label := rotation.Label(s.Kind, name)
+		for _, in := range s.In(now) {
+			lists[in] = append(lists[in], label)
+		}
+		if rotation.IsRoot(name) {
+			return
+		}
 		roles++
-		name := r.Kind + "/" + r.Name
-		for _, in := range standing(r, now) {
-			lists[in] = append(lists[in], name)
+		if !s.Next.IsZero() && s.Next.After(now) && (nextAt.IsZero() || s.Next.Before(nextAt)) {
+			nextAt, next = s.Next, fmt.Sprintf("%s at %s", label, formatTime(s.Next))
 		}
-		if !r.Next.IsZero() && r.Next.After(now) && (nextAt.IsZero() || r.Next.Before(nextAt)) {
-			nextAt, next = r.Next, fmt.Sprintf("%s at %s", name, formatTime(r.Next))
-		}
-		return true
 	})
-	if err == nil {
-		err = b.engine.Store().EachRoot(ctx, func(r *rotation.Role) {
-			for _, in := range standing(r, now) {
-				lists[in] = append(lists[in], rotation.Label(r.Kind, r.Name))
-			}
-		})
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -82,25 +75,4 @@ func (b *backend) status(ctx context.Context, req *logical.Request, _ *framework
 	data["summary"] = fmt.Sprintf("%s: %d running, %d due, %d overdue, %d failed, %d drifted",
 		count(roles, "role"), counts["running"], counts["due"], counts["overdue"], counts["failed"], counts["drifted"])
 	return &logical.Response{Data: data}, nil
-}
-
-// standing names the lists that a role belongs in.
-func standing(r *rotation.Role, now time.Time) []string {
-	var in []string
-	switch late := now.Sub(r.Next); {
-	case r.Next.IsZero() || late < 0 || r.Run != nil:
-	case late > overdueAfter:
-		in = append(in, "overdue")
-	default:
-		in = append(in, "due")
-	}
-	if r.Run != nil {
-		in = append(in, "running")
-	} else if r.LastRun != nil && r.LastRun.State != rotation.Completed {
-		in = append(in, "failed")
-	}
-	if r.Drift != nil {
-		in = append(in, "drifted")
-	}
-	return in
 }

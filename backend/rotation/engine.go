@@ -47,6 +47,8 @@ type Options struct {
 	Reach     func(ctx context.Context, r *Role) error
 	// Consumers are brought what roles serve; nil where roles have none.
 	Consumers Deliverer
+	// Recorder is told what people watch; nil: nobody does.
+	Recorder Recorder
 	// Active reports whether this node may write and rotate: not on a standby,
 	// a secondary or a mount that is going away.
 	Active func() bool
@@ -59,6 +61,8 @@ type Engine struct {
 	st    *Store
 	locks *locks
 	due   *dueQueue
+	// census is what a look at all roles is answered from.
+	census *census
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -120,10 +124,13 @@ func New(o Options) *Engine {
 	if o.Logger == nil {
 		o.Logger = hclog.NewNullLogger()
 	}
+	if o.Recorder == nil {
+		o.Recorder = unrecorded{}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	st := NewStore(o.Storage)
 	return &Engine{
-		o: o, st: st, locks: newLocks(), due: newDueQueue(st),
+		o: o, st: st, locks: newLocks(), due: newDueQueue(st), census: newCensus(st),
 		ctx: ctx, cancel: cancel, kick: make(chan struct{}, 1),
 		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{}, headless: map[string]time.Time{}, unstored: map[string]int{}, sent: map[string]sent{},
 	}

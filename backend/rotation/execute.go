@@ -415,9 +415,11 @@ func (e *Engine) putRole(ctx context.Context, old, next *Role) error {
 		// It may be stored all the same; what is due is checked against the role.
 		e.due.note(next.Name, soonest(old, next))
 		e.scheduleDue()
+		e.census.doubt(next.Name)
 		return err
 	}
 	e.noteDue(next)
+	e.census.note(next.Name, next)
 	return nil
 }
 
@@ -448,6 +450,7 @@ func (e *Engine) storeEnd(ctx context.Context, j *job) error {
 	}
 	e.o.Logger.Info("rotation ended", "role", j.role.Name, "kind", j.role.Kind,
 		"rotation", s.ended.Rotation, "version", ev.Version, "state", s.state, "error", ev.Error)
+	e.o.Recorder.Ended(ev.outcome())
 	e.endedPart(s.ended.Rotation, ev.Part)
 	e.wakeUnit(s.ended.Rotation, s.ended.Unit, j.role.Name)
 	return nil

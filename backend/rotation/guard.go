@@ -14,26 +14,27 @@ import (
 // neither the process nor the batch.
 type guard struct {
 	e      *Engine
+	kind   string
 	target func() kind.Target
 }
 
 var _ kind.Target = guard{}
 
 func (e *Engine) guarded(r *Role) guard {
-	return guard{e: e, target: func() kind.Target { return e.o.Target(r.Kind, r.Connection) }}
+	return guard{e: e, kind: r.Kind, target: func() kind.Target { return e.o.Target(r.Kind, r.Connection) }}
 }
 
 // Preflight implements kind.Target.
 func (g guard) Preflight(ctx context.Context, users []kind.User) []kind.Finding {
 	return guardedCall(g.e, len(users),
-		func() []kind.Finding { return g.target().Preflight(ctx, users) },
+		func() []kind.Finding { defer g.timed("preflight")(); return g.target().Preflight(ctx, users) },
 		func(err error) kind.Finding { return kind.Finding{Err: err} })
 }
 
 // Probe implements kind.Target.
 func (g guard) Probe(ctx context.Context, questions []kind.Question) []kind.Answer {
 	answers := guardedCall(g.e, len(questions),
-		func() []kind.Answer { return g.target().Probe(ctx, questions) },
+		func() []kind.Answer { defer g.timed("probe")(); return g.target().Probe(ctx, questions) },
 		func(err error) kind.Answer { return kind.Answer{Err: err} })
 	for i, a := range answers {
 		for j, n := range a.Nodes {
@@ -48,7 +49,7 @@ func (g guard) Probe(ctx context.Context, questions []kind.Question) []kind.Answ
 // Change implements kind.Target.
 func (g guard) Change(ctx context.Context, changes []kind.Change) []kind.Outcome {
 	return guardedCall(g.e, len(changes),
-		func() []kind.Outcome { return g.target().Change(ctx, changes) },
+		func() []kind.Outcome { defer g.timed("change")(); return g.target().Change(ctx, changes) },
 		func(err error) kind.Outcome { return kind.Outcome{Err: err} })
 }
 

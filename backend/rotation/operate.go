@@ -353,8 +353,10 @@ func (r *Role) sameUser(other *Role) bool {
 
 func (e *Engine) remove(ctx context.Context, r *Role) error {
 	if err := e.st.DeleteRole(ctx, r); err != nil {
+		e.census.doubt(r.Name)
 		return err
 	}
+	e.census.note(r.Name, nil)
 	e.due.note(r.Name, time.Time{})
 	return e.releaseClaims(ctx, r)
 }

@@ -23,6 +23,9 @@ const (
 	Retire    Phase = "retire"    // the target refuses previous, proven
 )
 
+// Phases are all of them, in that order.
+var Phases = []Phase{Preflight, Generate, Apply, Test, Promote, Publish, Sync, Restart, Check, Grace, Retire}
+
 // Trigger is why a rotation was started.
 type Trigger string
 

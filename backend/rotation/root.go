@@ -25,9 +25,10 @@ const rootPrefix = "root:"
 func RootName(connection string) string { return rootPrefix + connection }
 
 // Root reports whether the role is the admin credential of its connection.
-func (r *Role) Root() bool { return isRoot(r.Name) }
+func (r *Role) Root() bool { return IsRoot(r.Name) }
 
-func isRoot(name string) bool { return strings.HasPrefix(name, rootPrefix) }
+// IsRoot reports whether a role is what the engine itself logs in with at a connection.
+func IsRoot(name string) bool { return strings.HasPrefix(name, rootPrefix) }
 
 // Label is how people know a role.
 func Label(kindName, name string) string {
@@ -42,7 +43,7 @@ func (p Part) Label() string { return Label(p.Kind, p.Role) }
 
 // Key is what the role is called where its kind is not.
 func (p Part) Key() string {
-	if isRoot(p.Role) {
+	if IsRoot(p.Role) {
 		return p.Label()
 	}
 	return p.Role
@@ -50,7 +51,7 @@ func (p Part) Key() string {
 
 // OwnerLabel names a role in a sentence.
 func OwnerLabel(name string) string {
-	if isRoot(name) {
+	if IsRoot(name) {
 		return Label("", name)
 	}
 	return fmt.Sprintf("role %q", name)
@@ -68,7 +69,7 @@ func (st *Store) EachRoot(ctx context.Context, f func(*Role)) error {
 	if err != nil {
 		return err
 	}
-	roles, _, err := st.readable(ctx, slices.DeleteFunc(names, func(n string) bool { return !isRoot(n) }))
+	roles, _, err := st.readable(ctx, slices.DeleteFunc(names, func(n string) bool { return !IsRoot(n) }))
 	for _, r := range roles {
 		if r != nil {
 			f(r)

@@ -112,7 +112,7 @@ func (st *Store) readable(ctx context.Context, names []string) (out []*Role, unr
 // RoleNames lists every role that people have made.
 func (st *Store) RoleNames(ctx context.Context) ([]string, error) {
 	names, err := st.s.List(ctx, storage.Role)
-	return slices.DeleteFunc(names, isRoot), err
+	return slices.DeleteFunc(names, IsRoot), err
 }
 
 // PutRole writes next over old (nil when new). The due entry is stored first
