@@ -1,0 +1,4 @@
+# What Prometheus needs.
+path "harmonyflow/metrics" {
+  capabilities = ["read"]
+}
