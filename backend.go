@@ -23,6 +23,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/consumer"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/metrics"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/notify"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/publish"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
@@ -42,6 +43,7 @@ type backend struct {
 	consumers   *consumer.Store
 	engine      *rotation.Engine
 	metrics     *metrics.Metrics
+	notifier    *notify.Notifier
 	kinds       []kindEntry
 	// connectionTypes is the registry of that name.
 	connectionTypes []connectionType
@@ -50,8 +52,11 @@ type backend struct {
 	// identities is held while a connection is compared with all others and
 	// stored.
 	identities sync.Mutex
-	glimpses   glimpses
-	keySets    keySets
+	// notifications is held while one is changed.
+	notifications sync.Mutex
+
+	glimpses glimpses
+	keySets  keySets
 
 	// answerWithin is the constant of that name, but in tests.
 	answerWithin time.Duration
@@ -80,6 +85,13 @@ func newBackend(conf *logical.BackendConfig) *backend {
 	b.remote = publish.NewRemote(b.vaults)
 	b.consumers = consumer.NewStore(b.storage)
 	clusters := consumer.New(consumer.Options{Entry: b.connections.Must, MayCall: b.mayCall})
+	b.notifier = notify.New(notify.Options{
+		Storage: b.storage, Logger: conf.Logger, Rotations: rotation.NewStore(b.storage), MayCall: b.mayCall, Active: b.active,
+		Standings: func(ctx context.Context, f func(string, rotation.Standing)) error {
+			return b.engine.EachStanding(ctx, f)
+		},
+		Found: b.event, Sent: b.metrics.Sent,
+	})
 	b.engine = rotation.New(rotation.Options{
 		Storage:    b.storage,
 		Logger:     conf.Logger,
@@ -93,7 +105,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 		PublishTo:  b.remote.Publish,
 		Reach:      b.reach,
 		Consumers:  deliverer{b.consumers, clusters},
-		Recorder:   b.metrics,
+		Recorder:   watchers{b.metrics, b.notifier},
 		Active:     b.active,
 	})
 	b.Backend = &framework.Backend{
@@ -122,6 +134,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathVerify(),
 			b.pathStatus(),
 			b.pathMetrics(),
+			b.pathNotifications(),
 		),
 		InitializeFunc: b.initialize,
 		PeriodicFunc:   b.periodic,
@@ -135,7 +148,8 @@ func newBackend(conf *logical.BackendConfig) *backend {
 // initialize runs after unseal and after the plugin was restarted. What was
 // interrupted is found in the background.
 func (b *backend) initialize(context.Context, *logical.InitializationRequest) error {
-	b.engine.Tick() //nolint:contextcheck // what it starts outlives the call
+	b.engine.Tick()    //nolint:contextcheck // what it starts outlives the call
+	b.notifier.Start() //nolint:contextcheck // as above
 	b.renewTokens()
 	return nil
 }
@@ -143,7 +157,8 @@ func (b *backend) initialize(context.Context, *logical.InitializationRequest) er
 // periodic runs about once a minute, and is what revives the engine after its
 // process was killed.
 func (b *backend) periodic(context.Context, *logical.Request) error {
-	b.engine.Tick() //nolint:contextcheck // what it starts outlives the call
+	b.engine.Tick()    //nolint:contextcheck // what it starts outlives the call
+	b.notifier.Start() //nolint:contextcheck // as above
 	b.renewTokens()
 	return nil
 }
@@ -158,9 +173,12 @@ func (b *backend) renewTokens() {
 func (b *backend) clean(context.Context) {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
-	err := b.engine.Stop(ctx) //nolint:contextcheck // the context that Vault gives ends when it likes
-	b.vaults.Close(ctx)       //nolint:contextcheck // as above
-	b.storage.Close(ctx)      //nolint:contextcheck // as above
+	err := b.engine.Stop(ctx)                    //nolint:contextcheck // the context that Vault gives ends when it likes
+	if err := b.notifier.Stop(ctx); err != nil { //nolint:contextcheck // as above
+		b.Logger().Warn(err.Error())
+	}
+	b.vaults.Close(ctx)  //nolint:contextcheck // as above
+	b.storage.Close(ctx) //nolint:contextcheck // as above
 	if err != nil {
 		b.Logger().Warn(err.Error())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -80,6 +81,14 @@ func TestEveryOperationAnswersAsDeclared(t *testing.T) {
 	require.Equal(t, http.StatusOK, m.list("rotations/").code)
 	require.Equal(t, http.StatusOK, m.read("status").code)
 	require.Equal(t, http.StatusOK, m.read("metrics").code)
+	hook := newReceiver(t, "whsec_"+strings.Repeat("a", 40))
+	m.must("config", map[string]any{"allowed_hosts": "127.0.0.1"})
+	m.must("notifications/ops", map[string]any{"url": hook.URL, "secret": "whsec_" + strings.Repeat("a", 40)})
+	m.must("notifications/ops", map[string]any{"events": "failed"})
+	m.must("notifications/ops/test", nil)
+	require.Equal(t, http.StatusOK, m.list("notifications/").code)
+	require.Equal(t, http.StatusOK, m.read("notifications/ops").code)
+	require.Equal(t, http.StatusNoContent, m.delete("notifications/ops").code)
 	require.Equal(t, http.StatusNoContent, m.delete("roles/app").code)
 	require.Equal(t, http.StatusNoContent, m.send(request{op: logical.DeleteOperation, path: "connections/cache", data: map[string]any{"force": "true"}}).code)
 
@@ -89,6 +98,9 @@ func TestEveryOperationAnswersAsDeclared(t *testing.T) {
 		}
 	}
 }
+
+// answeredByActive are paths whose reads only the active node can answer.
+var answeredByActive = map[string]bool{"metrics": true, "notifications/" + namePattern: true}
 
 func TestEveryPathIsDescribed(t *testing.T) {
 	t.Parallel()
@@ -110,8 +122,8 @@ func TestEveryPathIsDescribed(t *testing.T) {
 			require.NotEmpty(t, props.Summary, "%s of %s", op, p.Pattern)
 			require.NotNil(t, props.DisplayAttrs, "%s of %s", op, p.Pattern)
 			require.NotEmpty(t, props.Responses, "%s of %s", op, p.Pattern)
-			require.Equal(t, mutating[op] || p.Pattern == "metrics", props.ForwardPerformanceStandby, "%s of %s", op, p.Pattern)
-			require.Equal(t, mutating[op] || p.Pattern == "metrics", props.ForwardPerformanceSecondary, "%s of %s", op, p.Pattern)
+			require.Equal(t, mutating[op] || answeredByActive[p.Pattern], props.ForwardPerformanceStandby, "%s of %s", op, p.Pattern)
+			require.Equal(t, mutating[op] || answeredByActive[p.Pattern], props.ForwardPerformanceSecondary, "%s of %s", op, p.Pattern)
 			for code, responses := range props.Responses {
 				for _, r := range responses {
 					require.NotEmpty(t, r.Description, "%d of %s of %s", code, op, p.Pattern)
@@ -167,7 +179,7 @@ func TestPathHelp(t *testing.T) {
 	m := newMount(t)
 	for _, path := range []string{
 		"config", "connections", "connections/cache", "roles", "roles/app", "creds/app", "rotate/all", "rotate/redis", "rotate/redis/app",
-		"rotations", "rotations/x", "cancel/x", "rollback/redis/app", "retire/redis/app", "reconcile/redis/app", "verify/redis/app", "status", "metrics", "jwks/x",
+		"rotations", "rotations/x", "cancel/x", "rollback/redis/app", "retire/redis/app", "reconcile/redis/app", "verify/redis/app", "status", "metrics", "notifications", "notifications/ops", "notifications/ops/test", "jwks/x",
 	} {
 		resp, err := m.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.HelpOperation, Path: path, Storage: m.storage})
 		require.NoError(t, err, path)

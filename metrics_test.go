@@ -137,6 +137,10 @@ func TestMonitoringUsesWhatThereIs(t *testing.T) {
 	m.adopt("app", "cache", 0, map[string]any{"rotation_period": "24h"})
 	m.ended(id(m.must("rotate/redis/app", nil)))
 	m.alter("app", func(r *rotation.Role) { r.Drift = &rotation.Drift{Reason: "why"} }) // not told yet: nobody has asked
+	m.must("config", map[string]any{"allowed_hosts": "127.0.0.1"})
+	hook := newReceiver(t, "whsec_"+strings.Repeat("a", 40))
+	m.must("notifications/ops", map[string]any{"url": hook.URL, "secret": "whsec_" + strings.Repeat("a", 40)})
+	m.must("notifications/ops/test", nil)
 	there := m.scrape()
 
 	exprs := map[string]string{}

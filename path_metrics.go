@@ -37,7 +37,7 @@ Prometheus scrapes /v1/harmonyflow/metrics with a token that may read this path 
 func (b *backend) readMetrics(ctx context.Context, _ *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	now := time.Now()
 	text, err := b.metrics.Text(metrics.Look{
-		At: now, Load: b.engine.Load(), Frozen: b.engine.Config().Frozen(now),
+		At: now, Load: b.engine.Load(), Frozen: b.engine.Config().Frozen(now), Unsent: b.notifier.Pending(),
 		Each: func(f func(string, rotation.Standing)) error {
 			ctx, cancel := context.WithTimeout(ctx, countWithin)
 			defer cancel()

@@ -30,9 +30,8 @@ type Metrics struct {
 	took      *prometheus.HistogramVec
 	phases    *prometheus.HistogramVec
 	calls     *prometheus.HistogramVec
+	sent      *prometheus.CounterVec
 }
-
-var _ rotation.Recorder = (*Metrics)(nil)
 
 // New counts from nothing.
 func New() *Metrics {
@@ -54,16 +53,19 @@ func New() *Metrics {
 			Buckets: []float64{.001, .01, .1, .5, 1, 5, 10, 30},
 		}, []string{"kind", "call"}),
 	}
+	m.sent = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "harmonyflow_notifications_sent_total", Help: "Tries to send an event to a receiver, by whether it was taken.",
+	}, []string{"notification", "outcome"})
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "harmonyflow_build_info", Help: "Always 1; the version of the plugin is a label.",
 		ConstLabels: prometheus.Labels{"version": buildinfo.Version},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.rotations, m.took, m.phases, m.calls, build)
+	m.registry.MustRegister(m.rotations, m.took, m.phases, m.calls, m.sent, build)
 	return m
 }
 
-// Ended implements rotation.Recorder.
+// Ended counts, for rotation.Recorder.
 func (m *Metrics) Ended(o rotation.Ended) {
 	m.rotations.WithLabelValues(o.Kind, string(o.Trigger), string(o.State)).Inc()
 	m.took.WithLabelValues(o.Kind).Observe(o.Took.Seconds())
@@ -72,9 +74,18 @@ func (m *Metrics) Ended(o rotation.Ended) {
 	}
 }
 
-// Asked implements rotation.Recorder.
+// Asked measures, for rotation.Recorder.
 func (m *Metrics) Asked(kind, call string, took time.Duration) {
 	m.calls.WithLabelValues(kind, call).Observe(took.Seconds())
+}
+
+// Sent counts a try to send an event.
+func (m *Metrics) Sent(to string, err error) {
+	outcome := "taken"
+	if err != nil {
+		outcome = "failed"
+	}
+	m.sent.WithLabelValues(to, outcome).Inc()
 }
 
 // Look is how the mount stands at one moment.
@@ -82,6 +93,7 @@ type Look struct {
 	At     time.Time
 	Load   rotation.Load
 	Frozen bool
+	Unsent int // deliveries of notifications that are outstanding
 	// Each calls f with where each role stands. Where it fails there is nothing about
 	// roles but that they are not counted.
 	Each func(f func(name string, s rotation.Standing)) error
@@ -121,13 +133,14 @@ var (
 	rolesWaiting = gauge("roles_waiting_for_worker", "Roles that could go on and wait for a worker.")
 	frozen       = gauge("frozen", "1 while new rotations are stopped.")
 	counted      = gauge("roles_counted", "1 when every role is in the figures about roles; 0 while they are read after a start.")
+	unsent       = gauge("notifications_pending", "Events that a receiver has not taken yet.")
 	roles        = gauge("roles", "Roles.", "kind")
 	standing     = gauge("roles_standing", "Roles that are running, due, overdue (by more than an hour), failed, drifted or suspended; one may be several.", "kind", "standing")
 	oldest       = gauge("oldest_secret_timestamp_seconds", "When the oldest of the secrets that are served was made, in seconds since 1970.", "kind")
 	nextRotation = gauge("next_rotation_timestamp_seconds", "When the next scheduled rotation is, in seconds since 1970.", "kind")
 	problem      = gauge("role_problem", "1 for a role that failed, is overdue, drifted or unreadable; at most 100.", "kind", "role", "problem")
 	problemsMore = gauge("role_problems_left_out", "Problems that are not among the 100.")
-	allOfLook    = []*prometheus.Desc{workers, workersBusy, workersSlow, rolesWaiting, frozen, counted, roles, standing, oldest, nextRotation, problem, problemsMore}
+	allOfLook    = []*prometheus.Desc{workers, workersBusy, workersSlow, rolesWaiting, frozen, unsent, counted, roles, standing, oldest, nextRotation, problem, problemsMore}
 )
 
 // Describe implements prometheus.Collector.
@@ -147,6 +160,7 @@ func (l moment) Collect(ch chan<- prometheus.Metric) {
 	set(workersSlow, float64(l.Load.Slow))
 	set(rolesWaiting, float64(l.Load.Waiting))
 	set(frozen, float(l.Frozen))
+	set(unsent, float64(l.Unsent))
 	t, err := count(Look(l))
 	set(counted, float(err == nil))
 	if err != nil {

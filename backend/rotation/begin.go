@@ -164,6 +164,7 @@ func (e *Engine) openRotation(ctx context.Context, h *Header, req Request) error
 		return err
 	}
 	e.track(h)
+	e.o.Recorder.Moved(h.ID)
 	return nil
 }
 

@@ -263,7 +263,11 @@ func (e *Engine) closeParent(ctx context.Context, id string) error {
 	if err := e.st.dropPlans(ctx, h.ID); err != nil {
 		return fmt.Errorf("removing the plan of rotation %s: %w", h.ID, err)
 	}
-	return e.st.putHeader(ctx, h)
+	if err := e.st.putHeader(ctx, h); err != nil {
+		return err
+	}
+	e.o.Recorder.Moved(id)
+	return nil
 }
 
 // forgetAll removes a rotation with its children; the parent goes last, so that

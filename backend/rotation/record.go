@@ -12,6 +12,8 @@ type Recorder interface {
 	// Asked is a call to a target of a kind: one of preflight, probe and change, for any
 	// number of users.
 	Asked(kind, call string, took time.Duration)
+	// Moved: something of a rotation is stored that people may want to know.
+	Moved(id string)
 }
 
 // Ended is how a role's part in a rotation ended.
@@ -28,6 +30,7 @@ type unrecorded struct{}
 
 func (unrecorded) Ended(Ended)                         {}
 func (unrecorded) Asked(string, string, time.Duration) {}
+func (unrecorded) Moved(string)                        {}
 
 // outcome is ev for who counts. A phase that the rotation turned round in has no
 // length: what follows it in the timeline is the way back.

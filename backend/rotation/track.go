@@ -41,6 +41,9 @@ func (e *Engine) track(h *Header) *track {
 
 // progress notes where a role's run has come to.
 func (e *Engine) progress(r *Role) {
+	if r.Run.settled() {
+		e.o.Recorder.Moved(r.Run.Rotation)
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	t := e.tracks[r.Run.Rotation]
@@ -82,6 +85,7 @@ func (t *track) settle(role string) {
 // endedPart notes the outcome of a role's run, and closes the rotation when it
 // was the last.
 func (e *Engine) endedPart(id string, p Part) {
+	e.o.Recorder.Moved(id)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	t := e.tracks[id]
@@ -198,6 +202,7 @@ func (e *Engine) closeRotation(id string) error {
 	if err := e.st.putHeader(ctx, closed(t.header, t.parts)); err != nil {
 		return err
 	}
+	e.o.Recorder.Moved(id)
 	e.mu.Lock()
 	delete(e.tracks, id)
 	if parent := t.header.Parent; parent != "" {

@@ -29,11 +29,14 @@ const (
 	Claim            = "claim/"             // <hash>
 	Reservation      = "reservation/"       // <consumer>: the unit whose it is
 	Consumer         = "consumer/"          // what must pick secrets up; holds none
+	Notification     = "notification/"      // where events are sent; holds signing keys and URLs
+	Outbox           = "outbox/"            // <rotation>: what was told of it, and what is still to be sent
+	Telling          = "telling"            // since when rotations are told, and of which roles
 	Barrier          = "barrier"            // see Fenced.Settle
 )
 
 // SealWrapped lists the prefixes that hold secrets.
-func SealWrapped() []string { return []string{Connection, Role, Deleted, Document} }
+func SealWrapped() []string { return []string{Connection, Role, Deleted, Document, Notification} }
 
 // ErrClosed is returned once the backend instance that owns the handle has been
 // cleaned up. A worker that decided something before its node lost leadership

@@ -52,6 +52,9 @@ path "harmonyflow/rotations" {
 path "harmonyflow/rotations/*" {
   capabilities = ["read", "list"]
 }
+path "harmonyflow/notifications/*" {
+  capabilities = ["create", "read", "update", "delete", "list"]
+}
 path "harmonyflow/status" {
   capabilities = ["read"]
 }

@@ -1,5 +1,8 @@
 # Looks at what was done and how it was proven. Changes nothing, asks no target, and
 # reads no secret.
+path "harmonyflow/notifications/*" {
+  capabilities = ["read", "list"]
+}
 path "harmonyflow/status" {
   capabilities = ["read"]
 }

@@ -93,6 +93,11 @@ var matrix = []access{
 	{"GET", "rotations/absent", looks},
 	{"GET", "status", looks},
 	{"GET", "metrics", "admin auditor monitoring"},
+	{"LIST", "notifications/", "admin auditor"},
+	{"GET", "notifications/absent", "admin auditor"},
+	{"PUT", "notifications/absent", admin},
+	{"DELETE", "notifications/absent", admin},
+	{"PUT", "notifications/absent/test", admin},
 	{"GET", "jwks/absent", "anybody"},
 }
 
