@@ -92,6 +92,10 @@ fmt: needs-go ## gofumpt and import order
 plugin: needs-go ## the plugin for this machine, into bin/
 	$(GOBUILD) -o bin/$(PLUGIN) ./cmd/$(PLUGIN)
 
+.PHONY: follower
+follower: needs-go ## the command that follows rotations, into bin/
+	$(GOBUILD) -o bin/harmonyflow ./cmd/harmonyflow
+
 .PHONY: build
 build: needs-go ## the plugin for linux and darwin on amd64 and arm64, into dist/, with SHA256SUMS
 	@rm -rf dist && mkdir -p dist

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -43,6 +44,11 @@ type command func(ctx context.Context, c call) error
 func commands() map[string]func(*testscript.TestScript, bool, []string) {
 	repeatable := map[string]command{
 		"vault": runVault,
+		// What it shows on a terminal is tested beside it.
+		"harmonyflow":        runFollower(""),
+		"rotate-secret":      runFollower("../../scripts/rotate-secret.sh"),
+		"rotate-all-secrets": runFollower("../../scripts/rotate-all-secrets.sh"),
+
 		"redis": runRedis,
 		"http":  runHTTP,
 
@@ -94,7 +100,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 }
 
 // speaks are the commands whose silence, too, is the last output.
-var speaks = map[string]bool{"vault": true, "redis": true, "http": true, "rabbitmq": true, "postgresql": true, "eventually": true}
+var speaks = map[string]bool{"vault": true, "harmonyflow": true, "rotate-secret": true, "rotate-all-secrets": true, "redis": true, "http": true, "rabbitmq": true, "postgresql": true, "eventually": true}
 
 func adapt(name string, command command) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
@@ -135,6 +141,50 @@ func runVault(ctx context.Context, c call) error {
 	}
 	return nil
 }
+
+// runFollower: harmonyflow ARGS..., or a script that calls it.
+func runFollower(script string) command {
+	return func(ctx context.Context, c call) error {
+		program, err := follower()
+		if err != nil {
+			return err
+		}
+		path := os.Getenv("PATH")
+		if script != "" {
+			path = filepath.Dir(program) + string(os.PathListSeparator) + path
+			if program, err = filepath.Abs(script); err != nil {
+				return err
+			}
+		}
+		cmd := exec.CommandContext(ctx, program, c.args...)
+		cmd.Dir = c.ts.MkAbs(".")
+		for _, name := range append(slices.Clone(c.variables), "HOME") {
+			if value := c.ts.Getenv(name); value != "" && name != "PATH" {
+				cmd.Env = append(cmd.Env, name+"="+value)
+			}
+		}
+		cmd.Env = append(cmd.Env, "HARMONYFLOW_MOUNT="+c.ts.Getenv("MOUNT"), "PATH="+path)
+		var stderr strings.Builder
+		cmd.Stdout, cmd.Stderr = c.out, &stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s%w", stderr.String(), err)
+		}
+		return nil
+	}
+}
+
+// followerFolder is where the command is built; the test that runs the scripts makes it.
+var followerFolder string
+
+// follower builds the command once.
+var follower = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(followerFolder, "harmonyflow")
+	out, err := exec.Command("go", "build", "-o", path, "../../cmd/harmonyflow").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return path, nil
+})
 
 // runHTTP: http [-header 'NAME: VALUE'] PATH
 func runHTTP(ctx context.Context, c call) error {

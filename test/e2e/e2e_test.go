@@ -26,6 +26,7 @@ func TestScripts(t *testing.T) {
 	// a script that mounts at that moment would meet its end.
 	_, err := shared.Client().Logical().Read(servers.DefaultMount + "/config")
 	require.NoError(t, err)
+	followerFolder = t.TempDir()
 	run := &run{shared: shared}
 	t.Cleanup(func() {
 		if err := run.checkLogs(shared); err != nil {
