@@ -25,7 +25,7 @@ const (
 // Sync forces the ExternalSecrets of a consumer, and compares its Secrets with what
 // is served.
 func (k *clusters) Sync(ctx context.Context, c *Consumer, d Delivery) Progress {
-	s, err := k.step(ctx, c, d)
+	s, err := k.step(ctx, "sync", c, d)
 	if err != nil {
 		return failedBefore(err)
 	}
@@ -143,6 +143,7 @@ func (s *step) restartOperator(ctx context.Context, left []string) (string, erro
 		if err := s.restart(ctx, w); err != nil {
 			return "", err
 		}
+		s.tell("%s: restarted", w)
 	}
 	if w.left != "" {
 		return fmt.Sprintf("%s, the operator of ExternalSecrets: %s", w, w.left), nil
