@@ -129,12 +129,10 @@ func (s *step) well(ctx context.Context, r ref, changed, before time.Time) (newe
 	if err != nil {
 		return before, "", err
 	}
-	if left, err = s.look(w, pods, changed); err != nil {
-		return before, "", err
-	}
-	s.concluded(r, left == "")
-	if left != "" {
-		return before, left, nil
+	left, err = s.look(w, pods, changed)
+	s.concluded(r, err == nil && left == "")
+	if err != nil || left != "" {
+		return before, left, err
 	}
 	return s.long(ctx, r, w, before)
 }

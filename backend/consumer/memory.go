@@ -20,6 +20,8 @@ const (
 	// bounded rate of requests; the next one goes on.
 	readsPerLook    = 100
 	restartsPerLook = 40
+	// worthAList is how many reads a list of a whole kind is better than.
+	worthAList = 16
 	// forgotten is when what is known of a delivery that nobody asks for is dropped.
 	forgotten = 15 * time.Minute
 	// notPermitted is how long a list that was refused is not tried again.

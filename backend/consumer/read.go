@@ -188,7 +188,7 @@ const requestsUnderWay = 8
 // is permitted. It returns those that are to be read one by one.
 func (s *step) readListed(ctx context.Context, of string, missing []ref) (rest []ref, err error) {
 	list := s.c.Connection + "/" + s.c.Namespace + "/" + of
-	if len(missing) <= few || !s.k.memories.mayList(list, s.now) {
+	if len(missing) <= worthAList || !s.k.memories.mayList(list, s.now) {
 		return missing, nil
 	}
 	all, err := s.listWorkloads(ctx, of, "")

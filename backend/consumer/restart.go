@@ -168,9 +168,7 @@ func (s *step) judge(ctx context.Context, r ref, w *workload, changed time.Time)
 		return "", false, err
 	}
 	left, begun, err = s.lookAtOne(w, pods, changed)
-	if err == nil {
-		s.concluded(r, begun && left == "")
-	}
+	s.concluded(r, err == nil && begun && left == "")
 	return left, begun, err
 }
 
