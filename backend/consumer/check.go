@@ -30,7 +30,11 @@ func (k *clusters) Check(ctx context.Context, c *Consumer, d Delivery) Progress 
 	}
 	for i := range c.Checks {
 		check := &c.Checks[i]
-		if err := s.check(ctx, check, pods, proven); err != nil {
+		err := s.check(ctx, check, pods, proven)
+		if waits, ok := err.(notYet); ok { //nolint:errorlint // it is never wrapped
+			return s.waits("check %d (%s): %v", i+1, check.Type, waits)
+		}
+		if err != nil {
 			return s.failed(fmt.Errorf("check %d (%s): %w", i+1, check.Type, err))
 		}
 		s.tell("check %d (%s): passed", i+1, check.Type)
@@ -207,9 +211,12 @@ func (s *step) check(ctx context.Context, c *Check, pods []corev1.Pod, proven ti
 				return err
 			}
 		}
-		err := s.checkOnce(ctx, c, pods)
+		err := s.checkOnce(ctx, c, pods, i)
 		found, isBad := err.(bad) //nolint:errorlint // it is never wrapped
+		_, early := err.(notYet)  //nolint:errorlint // nor is that
 		switch {
+		case early:
+			return err
 		case !isBad && err != nil:
 			return s.explain(err)
 		case !isBad:
@@ -243,7 +250,7 @@ func pause(ctx context.Context) error {
 	}
 }
 
-func (s *step) checkOnce(ctx context.Context, c *Check, pods []corev1.Pod) error {
+func (s *step) checkOnce(ctx context.Context, c *Check, pods []corev1.Pod, round int) error {
 	switch {
 	case c.Type == checkHTTP && c.Service != "":
 		return s.checkService(ctx, c)
@@ -252,7 +259,7 @@ func (s *step) checkOnce(ctx context.Context, c *Check, pods []corev1.Pod) error
 	case c.Type == checkPrometheus:
 		return s.checkPrometheus(ctx, c)
 	case c.Type == checkLogs:
-		return s.checkLogs(ctx, c, pods)
+		return s.checkLogs(ctx, c, pods, round)
 	case c.Type == checkPods:
 		return s.checkPods(ctx, c)
 	}

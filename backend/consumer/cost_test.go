@@ -17,9 +17,11 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
 // costly is an API server with Deployments of one pod each, that counts what it is
@@ -30,6 +32,8 @@ type costly struct {
 	lists bool
 	// refused, when set, is a Deployment whose restart a policy refuses.
 	refused string
+	// says, when set, is a Deployment whose pod has a line in its log.
+	says string
 
 	mu          sync.Mutex
 	now         time.Time
@@ -68,9 +72,11 @@ func (f *costly) pod(name string, age time.Duration) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: fmt.Sprintf("%s-5d4f-%d", name, d.Generation), Namespace: "app", CreationTimestamp: at,
+			UID:    types.UID(fmt.Sprintf("%s-%d", name, d.Generation)),
 			Labels: d.Spec.Template.Labels, Annotations: maps.Clone(d.Spec.Template.Annotations),
 			OwnerReferences: []metav1.OwnerReference{{Kind: "ReplicaSet", Name: name + "-5d4f", Controller: &is}},
 		},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "main"}}},
 		Status: corev1.PodStatus{
 			Phase:      corev1.PodRunning,
 			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: at}},
@@ -133,6 +139,8 @@ func (f *costly) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		what = strings.ToLower(r.Method)
 	case strings.HasSuffix(r.URL.Path, "reviews"):
 		what = "review"
+	case strings.HasSuffix(r.URL.Path, "/log"):
+		what = "log"
 	case strings.HasSuffix(r.URL.Path, "/secrets/other"):
 		what = "secret"
 	}
@@ -150,6 +158,12 @@ func (f *costly) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.one(w, r, what, name)
 	case "review":
 		f.review(w, r)
+	case "log":
+		w.Header().Set("Content-Type", "text/plain")
+		_, _ = fmt.Fprintln(w, "all is well")
+		if f.says != "" && strings.Contains(r.URL.Path, f.says) {
+			_, _ = fmt.Fprintln(w, "authentication failed")
+		}
 	case "secret":
 		f.status(w, http.StatusForbidden, metav1.StatusReasonForbidden, "")
 	default:
@@ -434,4 +448,34 @@ func TestPreflightOfMany(t *testing.T) {
 	c.Secrets = []string{"other"}
 	found = k.Preflight(t.Context(), c)
 	require.Contains(t, strings.Join(found.Problems, "\n"), "may not get secrets other")
+}
+
+// TestLogsOfMany: more logs than one look may read are read by several, each once.
+func TestLogsOfMany(t *testing.T) {
+	t.Parallel()
+	const n = 130
+	f := newCostly(t, n)
+	k := f.engine()
+	c := costs(n, 0)
+	c.Checks = []Check{{Type: checkLogs, Forbid: "authentication failed"}}
+	d := Delivery{ID: "r1", Since: noon.Add(-time.Minute)}
+	f.bring(k.Restart, c, d, 100)
+	f.bring(k.Check, c, d, 100)
+	require.Equal(t, n, f.asked["log"])
+
+	f.says = "web-129"
+	d.ID = "r2"
+	f.bring(k.Restart, c, d, 100)
+	var p Progress
+	for range 100 {
+		if p = k.Check(t.Context(), c, d); p.Err != nil {
+			break
+		}
+		require.False(t, p.Done)
+		f.tick(2 * time.Second)
+	}
+	require.ErrorContains(t, p.Err, "has written 1 lines with what is forbidden")
+	require.False(t, kind.IsDefinite(p.Err))
+	f.tick(2 * checkTimeout)
+	require.True(t, kind.IsDefinite(k.Check(t.Context(), c, d).Err))
 }

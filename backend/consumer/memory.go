@@ -45,6 +45,7 @@ type known struct {
 type memory struct {
 	mu    sync.Mutex
 	known map[ref]known
+	logs  map[string]bool // that were read, and held nothing forbidden
 	used  time.Time
 }
 
@@ -59,6 +60,21 @@ func (m *memory) put(r ref, k known) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.known[r] = k
+}
+
+func (m *memory) isClean(log string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.logs[log]
+}
+
+func (m *memory) clean(log string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.logs == nil {
+		m.logs = map[string]bool{}
+	}
+	m.logs[log] = true
 }
 
 // memories are those of all deliveries, and which lists were refused.

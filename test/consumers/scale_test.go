@@ -94,13 +94,18 @@ func twoHundred(s *scene) {
 		verbs[r.Verb]++
 	}
 	t.Logf("requests: %v", by)
-	// Of each workload: read and tried before anything; read, restarted, read when its
-	// pods are new, and once or twice more where its status comes later; read by who
-	// goes on after the kill; read for the checks. Of each look, one each of the
-	// ExternalSecret, the Secret, and lists of pods and of Deployments for two selectors.
-	// To both belongs the beginning: the connection, the rights, the force.
+	// A restart of each is tried, and made. One that is named is read before the rotation,
+	// before its restart, once or twice when its pods are new, for the checks, and by who
+	// goes on after the kill; those that roll out for long, again every ten seconds. Each
+	// look reads the ExternalSecret, the Secret, the pods and what two selectors find.
+	// Beyond that there are the connection, the rights, the store, the force, and lists
+	// that are refused.
+	named := 0
+	for _, wave := range waves {
+		named += len(wave.named)
+	}
 	looks := int(took/(2*time.Second)) + 3
-	bound := 9*restarts + 5*looks + 20
+	bound := 2*restarts + 6*named + 5*looks + scaleParallel*int(took/(10*time.Second)) + 20
 	require.LessOrEqual(t, len(requests), bound)
 
 	s.must("retire/redis/app", nil)
