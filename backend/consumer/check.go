@@ -95,6 +95,7 @@ func (s *step) allWell(ctx context.Context, all []ref, changed time.Time) (newes
 		case isUnsure, isOpen:
 			unsure = append(unsure, r)
 			continue
+		case isWaiting, isProven:
 		}
 		if waits == "" {
 			k, _ := s.memory.get(r)

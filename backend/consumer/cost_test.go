@@ -113,7 +113,7 @@ func (f *costly) clock() time.Time {
 
 func (f *costly) status(w http.ResponseWriter, code int, reason metav1.StatusReason, message string) {
 	w.WriteHeader(code)
-	f.send(w, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Reason: reason, Message: message}) //nolint:gosec // has three digits
+	f.send(w, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Code: int32(code), Reason: reason, Message: message})
 }
 
 func (f *costly) send(w http.ResponseWriter, what any) {
