@@ -19,11 +19,12 @@ const checkTimeout = time.Minute
 // Check proves every workload once more, waits until all of their pods have been
 // well for as long as the stabilization, and then makes the checks, in order.
 func (k *clusters) Check(ctx context.Context, c *Consumer, d Delivery) Progress {
-	s, err := k.step(ctx, "check", c, d)
+	s, err := k.step(ctx, c, d)
 	if err != nil {
 		return failedBefore(err)
 	}
 	defer s.close()
+	s.name = "check"
 	pods, proven, left, err := s.settled(ctx)
 	if err != nil || left != "" {
 		return s.unfinished(left, err)
@@ -119,7 +120,7 @@ func (s *step) allWell(ctx context.Context, all []ref, changed time.Time) (newes
 		left = cmp.Or(left, waits)
 	}
 	if left == "" {
-		s.tellAll(s.proven(all), fmt.Sprintf("its pods run with the change, and have been well for %s", s.c.Stabilization))
+		s.tellProven(all, "%d pods run with the change, and have been well for "+s.c.Stabilization.String())
 	}
 	return newest, left, nil
 }
@@ -135,7 +136,7 @@ func (s *step) well(ctx context.Context, r ref, changed, before time.Time) (newe
 		return before, "", err
 	}
 	left, err = s.look(w, pods, changed)
-	s.concluded(r, err == nil && left == "")
+	s.concluded(r, err == nil && left == "", pods)
 	if err != nil || left != "" {
 		return before, left, err
 	}
@@ -188,11 +189,7 @@ func (s *step) allPods(ctx context.Context, all []ref) ([]corev1.Pod, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, p := range pods {
-			if !ended(&p) && !terminating(&p) {
-				out = append(out, p)
-			}
-		}
+		out = append(out, living(pods)...)
 	}
 	return out, nil
 }

@@ -232,7 +232,7 @@ type step struct {
 	lacks bool
 }
 
-func (k *clusters) step(ctx context.Context, name string, c *Consumer, d Delivery) (*step, error) {
+func (k *clusters) step(ctx context.Context, c *Consumer, d Delivery) (*step, error) {
 	e, err := k.Entry(ctx, c.Connection)
 	if err != nil {
 		return nil, err
@@ -243,7 +243,7 @@ func (k *clusters) step(ctx context.Context, name string, c *Consumer, d Deliver
 	}
 	now := k.Now()
 	return &step{
-		cluster: at, k: k, c: c, d: d, now: now, name: name,
+		cluster: at, k: k, c: c, d: d, now: now,
 		view: view{fresh: map[ref]*workload{}, pods: map[ref][]corev1api.Pod{}, left: readsPerLook}, memory: k.memories.recall(c, d.ID, now),
 	}, nil
 }

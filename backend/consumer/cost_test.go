@@ -312,9 +312,14 @@ func TestCost(t *testing.T) {
 				require.Less(t, len(told), 3*restarts, "%v", told)
 
 				before = f.total()
-				checks, _ := f.bring(k.Check, c, d, 100)
+				checks, seen := f.bring(k.Check, c, d, 100)
 				require.GreaterOrEqual(t, checks, 5, "it waits for the stabilization")
 				require.LessOrEqual(t, f.total()-before, n+2*checks, "each is read once more: %v", f.asked)
+				require.Contains(t, told, "Deployment app/web-000: restarted")
+				require.Contains(t, told, "Deployment app/web-000: all pods (1) run with the change")
+				require.Len(t, seen, 1, "%v", seen)
+				require.Contains(t, seen[0], "60 workloads (Deployment app/web-000, ")
+				require.Contains(t, seen[0], "and 52 more): 60 pods run with the change, and have been well for 20s")
 				t.Logf("%d workloads: %d requests in %d looks %v", n, f.total(), restarts+checks, f.asked)
 			})
 		}
@@ -353,28 +358,43 @@ func TestCostOfALook(t *testing.T) {
 // what was restarted, and restarts nothing twice.
 func TestAnotherProcessGoesOn(t *testing.T) {
 	t.Parallel()
-	const n = 150 // more than one look may read
+	const n = readsPerLook + 20
 	f := newCostly(t, n)
 	c := costs(n, 10)
 	d := Delivery{ID: "r1", Since: noon.Add(-time.Minute)}
-	for range 200 { // each look is another process's
-		p := f.engine().Restart(t.Context(), c, d)
-		require.NoError(t, p.Err)
-		if len(f.patched) > n/2 {
-			break
-		}
+	k := f.engine()
+	for len(f.patched) < readsPerLook+5 {
+		require.NoError(t, k.Restart(t.Context(), c, d).Err)
 		f.tick(2 * time.Second)
 	}
 	require.Less(t, len(f.patched), n)
 	before := f.total()
-	k := f.engine()
+	k = f.engine()
 	looks, _ := f.bring(k.Restart, c, d, 100)
-	f.bring(k.Check, c, d, 100)
+	checks, _ := f.bring(k.Check, c, d, 100)
 	require.Len(t, f.patched, n)
 	for name, times := range f.patched {
 		require.Equal(t, 1, times, name)
 	}
-	require.LessOrEqual(t, f.total()-before, 4*n+2*looks+40)
+	require.LessOrEqual(t, f.total()-before, 2*n+4*20+2*(looks+checks), "each is read once in a step: %v", f.asked)
+}
+
+// TestNobodyRemembers: each look may be another process's.
+func TestNobodyRemembers(t *testing.T) {
+	t.Parallel()
+	const n = 12
+	f := newCostly(t, n)
+	c := costs(n, 3)
+	d := Delivery{ID: "r1", Since: noon.Add(-time.Minute)}
+	anew := func(step func(*clusters) func(context.Context, *Consumer, Delivery) Progress) {
+		f.bring(func(ctx context.Context, c *Consumer, d Delivery) Progress { return step(f.engine())(ctx, c, d) }, c, d, 100)
+	}
+	anew(func(k *clusters) func(context.Context, *Consumer, Delivery) Progress { return k.Restart })
+	anew(func(k *clusters) func(context.Context, *Consumer, Delivery) Progress { return k.Check })
+	require.Len(t, f.patched, n)
+	for name, times := range f.patched {
+		require.Equal(t, 1, times, name)
+	}
 }
 
 // TestOneBadOfMany: what was proven is looked at again, and one that turns bad ends
@@ -453,7 +473,7 @@ func TestPreflightOfMany(t *testing.T) {
 // TestLogsOfMany: more logs than one look may read are read by several, each once.
 func TestLogsOfMany(t *testing.T) {
 	t.Parallel()
-	const n = 130
+	const n = logsPerLook + 10
 	f := newCostly(t, n)
 	k := f.engine()
 	c := costs(n, 0)
@@ -463,7 +483,7 @@ func TestLogsOfMany(t *testing.T) {
 	f.bring(k.Check, c, d, 100)
 	require.Equal(t, n, f.asked["log"])
 
-	f.says = "web-129"
+	f.says = fmt.Sprintf("web-%03d", n-1)
 	d.ID = "r2"
 	f.bring(k.Restart, c, d, 100)
 	var p Progress

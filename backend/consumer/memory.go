@@ -37,7 +37,8 @@ type known struct {
 	// proven: when it was read, all was as it should be, in the step that is named.
 	proven bool
 	step   string
-	told   bool // what was proven
+	pods   int    // that were living
+	told   string // the step of which that was told
 }
 
 // memory is what one process knows of a delivery. Losing it costs requests, and

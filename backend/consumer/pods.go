@@ -41,6 +41,19 @@ func (c *cluster) listPods(ctx context.Context, ns, selector string) ([]corev1.P
 	}
 }
 
+// ownedBy tells by names alone: reading ReplicaSets would need a right more.
+func ownedBy(p *corev1.Pod, w *workload) bool { return ownerOf(p) == ref{w.kind, w.name} }
+
+// living are the pods that run, or will.
+func living(pods []corev1.Pod) (out []corev1.Pod) {
+	for _, p := range pods {
+		if !ended(&p) && !terminating(&p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // terminating pods run until they are gone.
 func terminating(p *corev1.Pod) bool { return p.DeletionTimestamp != nil }
 

@@ -15,7 +15,7 @@ import (
 
 // Preflight looks at everything that a delivery would meet, and changes nothing.
 func (k *clusters) Preflight(ctx context.Context, c *Consumer) Finding {
-	s, err := k.step(ctx, "preflight", c, Delivery{ID: "preflight", Since: k.Now()})
+	s, err := k.step(ctx, c, Delivery{ID: "preflight", Since: k.Now()})
 	if err != nil {
 		return finding(Finding{}, err)
 	}
@@ -214,7 +214,7 @@ func (s *step) tryRestarts(ctx context.Context, all []ref) (map[ref]error, error
 	}
 	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(requestsUnderWay)
+	g.SetLimit(reviewsAtOnce)
 	for _, r := range all[:min(len(all), mostTried)] {
 		w := s.view.get(r)
 		if unfit(w) != "" || restarter(w) != "" {

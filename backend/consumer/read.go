@@ -53,16 +53,17 @@ func (s *step) seen(w *workload) {
 	s.view.fresh[r] = w
 	s.view.mu.Unlock()
 	before, _ := s.memory.get(r)
+	w.meta.ManagedFields, w.template.Spec = nil, corev1.PodSpec{} // much, and never looked at
 	s.memory.put(r, known{w: w, at: s.now, told: before.told})
 }
 
 // concluded notes what was made of a workload that was read.
-func (s *step) concluded(r ref, proven bool) {
+func (s *step) concluded(r ref, proven bool, pods []corev1.Pod) {
 	k, ok := s.memory.get(r)
 	if !ok {
 		return
 	}
-	k.looked, k.proven, k.step = true, proven, s.name
+	k.looked, k.proven, k.step, k.pods = true, proven, s.name, len(living(pods))
 	s.memory.put(r, k)
 }
 
@@ -116,9 +117,6 @@ func (s *step) selected(ctx context.Context) (map[Workload][]ref, error) {
 			if err != nil {
 				return nil, err
 			}
-			if len(matches) == 0 {
-				return nil, kind.Definitely("no %s of namespace %q has the labels %s; check workloads of the consumer", w.Kind, s.c.Namespace, w.Selector)
-			}
 			for _, one := range matches {
 				s.seen(one)
 				out[w] = append(out[w], ref{one.kind, one.name})
@@ -130,7 +128,7 @@ func (s *step) selected(ctx context.Context) (map[Workload][]ref, error) {
 
 func (s *step) matching(ctx context.Context, w Workload, whole []*workload, listed bool) ([]*workload, error) {
 	if !listed {
-		return s.listWorkloads(ctx, w.Kind, w.Selector)
+		return s.workloads(ctx, w)
 	}
 	selector, err := labels.Parse(w.Selector)
 	if err != nil {
@@ -141,6 +139,9 @@ func (s *step) matching(ctx context.Context, w Workload, whole []*workload, list
 		if selector.Matches(labels.Set(one.meta.Labels)) {
 			out = append(out, one)
 		}
+	}
+	if len(out) == 0 {
+		return nil, s.nothingFound(w)
 	}
 	return out, nil
 }
@@ -168,11 +169,11 @@ func (s *step) read(ctx context.Context, refs []ref) error {
 	}
 	s.view.left -= len(single)
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(requestsUnderWay)
+	g.SetLimit(reviewsAtOnce)
 	for _, r := range single {
 		g.Go(func() error {
-			w, err := s.getWorkload(ctx, s.c.Namespace, r.kind, r.name)
-			if err == nil {
+			one, err := s.workloads(ctx, Workload{Kind: r.kind, Name: r.name})
+			for _, w := range one {
 				s.seen(w)
 			}
 			return err
@@ -180,9 +181,6 @@ func (s *step) read(ctx context.Context, refs []ref) error {
 	}
 	return g.Wait()
 }
-
-// requestsUnderWay is how many requests wait for an answer at once.
-const requestsUnderWay = 8
 
 // readListed reads workloads of a kind with one list, where there are many and that
 // is permitted. It returns those that are to be read one by one.
@@ -276,20 +274,44 @@ func ownerOf(p *corev1.Pod) ref {
 	return ref{owner.Kind, owner.Name}
 }
 
-// tellAll tells the same of several workloads in one line: a timeline has few.
-func (s *step) tellAll(names []string, what string) {
+// tellAll tells the same of several workloads, in one line where they are many: a
+// timeline is short. what says it of one of them, or, for -1, of all.
+func (s *step) tellAll(names []string, what func(i int) string) {
 	const most = 8
-	switch n := len(names); {
-	case n == 0:
-	case n <= few:
-		for _, name := range names {
-			s.tell("%s: %s", name, what)
+	if len(names) <= few {
+		for i, name := range names {
+			s.tell("%s: %s", name, what(i))
 		}
-	case n <= most:
-		s.tell("%d workloads (%s): %s", n, strings.Join(names, ", "), what)
-	default:
-		s.tell("%d workloads (%s and %d more): %s", n, strings.Join(names[:most], ", "), n-most, what)
+		return
 	}
+	listed := strings.Join(names[:min(len(names), most)], ", ")
+	if n := len(names) - most; n > 0 {
+		listed += fmt.Sprintf(" and %d more", n)
+	}
+	s.tell("%d workloads (%s): %s", len(names), listed, what(-1))
+}
+
+// tellProven tells which of some workloads are proven, each once in a step. format has
+// a place for the number of their pods.
+func (s *step) tellProven(of []ref, format string) {
+	var names []string
+	var pods []int
+	sum := 0
+	for _, r := range of {
+		k, ok := s.memory.get(r)
+		if !ok || !k.proven || k.step != s.name || k.told == s.name {
+			continue
+		}
+		k.told = s.name
+		s.memory.put(r, k)
+		names, pods, sum = append(names, k.w.String()), append(pods, k.pods), sum+k.pods
+	}
+	s.tellAll(names, func(i int) string {
+		if i < 0 {
+			return fmt.Sprintf(format, sum)
+		}
+		return fmt.Sprintf(format, pods[i])
+	})
 }
 
 func (r ref) in(namespace string) string { return fmt.Sprintf("%s %s/%s", r.kind, namespace, r.name) }

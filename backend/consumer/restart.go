@@ -18,11 +18,12 @@ func (k *clusters) Restart(ctx context.Context, c *Consumer, d Delivery) Progres
 	if c.Mode == None || len(c.Workloads) == 0 {
 		return Progress{Done: true, Told: []string{"nothing is restarted"}}
 	}
-	s, err := k.step(ctx, "restart", c, d)
+	s, err := k.step(ctx, c, d)
 	if err != nil {
 		return failedBefore(err)
 	}
 	defer s.close()
+	s.name = "restart"
 	changed, err := s.changed(ctx)
 	if err != nil {
 		return s.failed(err)
@@ -101,9 +102,9 @@ func (s *step) restartSome(ctx context.Context, some []ref, changed time.Time) (
 			waits, running = left, running+1
 		}
 	}
-	s.tellAll(s.proven(some), "all of its pods run with the change")
+	s.tellProven(some, "all pods (%d) run with the change")
 	var names []string
-	defer func() { s.tellAll(names, "restarted") }()
+	defer func() { s.tellAll(names, func(int) string { return "restarted" }) }()
 	for _, w := range todo {
 		if err := s.restart(ctx, w); err != nil {
 			return "", 0, err
@@ -151,7 +152,7 @@ func (s *step) lookAt(ctx context.Context, wave []ref, changed time.Time) (waits
 			waits, running = left, running+1
 		}
 	}
-	s.tellAll(s.proven(wave), "all of its pods run with the change")
+	s.tellProven(wave, "all pods (%d) run with the change")
 	for _, r := range wave {
 		if rest[r] {
 			still = append(still, r)
@@ -168,7 +169,7 @@ func (s *step) judge(ctx context.Context, r ref, w *workload, changed time.Time)
 		return "", false, err
 	}
 	left, begun, err = s.lookAtOne(w, pods, changed)
-	s.concluded(r, err == nil && begun && left == "")
+	s.concluded(r, err == nil && begun && left == "", pods)
 	return left, begun, err
 }
 
@@ -231,21 +232,6 @@ func (s *step) lookAtOne(w *workload, pods []corev1.Pod, changed time.Time) (lef
 	}
 	left, err = s.look(w, pods, changed)
 	return left, true, err
-}
-
-// proven names those of some workloads that are, and were not told yet.
-func (s *step) proven(of []ref) []string {
-	var out []string
-	for _, r := range of {
-		k, ok := s.memory.get(r)
-		if !ok || !k.proven || k.step != s.name || k.told {
-			continue
-		}
-		k.told = true
-		s.memory.put(r, k)
-		out = append(out, k.w.String())
-	}
-	return out
 }
 
 // restart changes the template of one workload.

@@ -131,6 +131,9 @@ func externalRights(ns string, externals []*external) []right {
 	return out
 }
 
+// reviewsAtOnce is how many questions are under way.
+const reviewsAtOnce = 8
+
 // missing are those of some rights that the connection has not. Asking needs none.
 // Of a namespace in which many are needed all rules are asked for first, and then one
 // by one for what they do not give, if they may not be all there are.
@@ -193,7 +196,7 @@ func given(rules []authorizationv1.ResourceRule, r right) bool {
 func (s *step) review(ctx context.Context, rights []right) ([]bool, error) {
 	allowed := make([]bool, len(rights))
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(requestsUnderWay)
+	g.SetLimit(reviewsAtOnce)
 	for i, r := range rights {
 		g.Go(func() (err error) {
 			allowed[i], err = s.may(ctx, r)

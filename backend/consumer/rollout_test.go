@@ -181,13 +181,13 @@ func TestPodsOfOthers(t *testing.T) {
 		p.OwnerReferences[0].Kind, p.OwnerReferences[0].Name = of, name
 		return &p
 	}
-	require.Equal(t, ref{deployment, "web"}, ownerOf(own("ReplicaSet", "web-5d4f")))
-	require.NotEqual(t, ref{deployment, "web"}, ownerOf(own("ReplicaSet", "web-api-5d4f")))
-	require.Equal(t, ref{deployment, "web-api"}, ownerOf(own("ReplicaSet", "web-api-5d4f")))
-	require.NotEqual(t, ref{deployment, "web"}, ownerOf(own("Job", "web-1")))
-	require.Equal(t, ref{statefulSet, "db"}, ownerOf(own(statefulSet, "db")))
-	require.NotEqual(t, ref{statefulSet, "db"}, ownerOf(own(daemonSet, "db")))
-	require.NotEqual(t, ref{deployment, "web"}, ownerOf(&corev1.Pod{}))
+	require.True(t, ownedBy(own("ReplicaSet", "web-5d4f"), &workload{kind: deployment, name: "web"}))
+	require.False(t, ownedBy(own("ReplicaSet", "web-api-5d4f"), &workload{kind: deployment, name: "web"}))
+	require.True(t, ownedBy(own("ReplicaSet", "web-api-5d4f"), &workload{kind: deployment, name: "web-api"}))
+	require.False(t, ownedBy(own("Job", "web-1"), &workload{kind: deployment, name: "web"}))
+	require.True(t, ownedBy(own(statefulSet, "db"), &workload{kind: statefulSet, name: "db"}))
+	require.False(t, ownedBy(own(daemonSet, "db"), &workload{kind: statefulSet, name: "db"}))
+	require.False(t, ownedBy(&corev1.Pod{}, &workload{kind: deployment, name: "web"}))
 }
 
 func TestRestarters(t *testing.T) {

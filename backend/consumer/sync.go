@@ -25,7 +25,7 @@ const (
 // Sync forces the ExternalSecrets of a consumer, and compares its Secrets with what
 // is served.
 func (k *clusters) Sync(ctx context.Context, c *Consumer, d Delivery) Progress {
-	s, err := k.step(ctx, "sync", c, d)
+	s, err := k.step(ctx, c, d)
 	if err != nil {
 		return failedBefore(err)
 	}

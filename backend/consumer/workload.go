@@ -124,6 +124,26 @@ func ofDaemonSet(d *appsv1.DaemonSet) *workload {
 	return w
 }
 
+// workloads reads one workload, or those that a selector finds.
+func (s *step) workloads(ctx context.Context, w Workload) ([]*workload, error) {
+	if w.Selector == "" {
+		one, err := s.getWorkload(ctx, s.c.Namespace, w.Kind, w.Name)
+		if err != nil {
+			return nil, err
+		}
+		return []*workload{one}, nil
+	}
+	found, err := s.listWorkloads(ctx, w.Kind, w.Selector)
+	if err == nil && len(found) == 0 {
+		err = s.nothingFound(w)
+	}
+	return found, err
+}
+
+func (s *step) nothingFound(w Workload) error {
+	return kind.Definitely("no %s of namespace %q has the labels %s; check workloads of the consumer", w.Kind, s.c.Namespace, w.Selector)
+}
+
 func (c *cluster) getWorkload(ctx context.Context, ns, of, name string) (*workload, error) {
 	switch of {
 	case deployment:
