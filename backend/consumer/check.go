@@ -1,8 +1,10 @@
 package consumer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,13 +24,18 @@ func (k *clusters) Check(ctx context.Context, c *Consumer, d Delivery) Progress 
 		return failedBefore(err)
 	}
 	defer s.close()
+	s.name = "check"
 	pods, proven, left, err := s.settled(ctx)
 	if err != nil || left != "" {
 		return s.unfinished(left, err)
 	}
 	for i := range c.Checks {
 		check := &c.Checks[i]
-		if err := s.check(ctx, check, pods, proven); err != nil {
+		err := s.check(ctx, check, pods, proven)
+		if waits, ok := err.(notYet); ok { //nolint:errorlint // it is never wrapped
+			return s.waits("check %d (%s): %v", i+1, check.Type, waits)
+		}
+		if err != nil {
 			return s.failed(fmt.Errorf("check %d (%s): %w", i+1, check.Type, err))
 		}
 		s.tell("check %d (%s): passed", i+1, check.Type)
@@ -43,6 +50,11 @@ func (s *step) settled(ctx context.Context) (pods []corev1.Pod, since time.Time,
 	if err != nil {
 		return nil, since, "", err
 	}
+	waves, err := s.waves(ctx)
+	if err != nil {
+		return nil, since, "", err
+	}
+	all := slices.Concat(waves...)
 	if s.c.Mode == None {
 		if changed.Before(s.d.Since) {
 			changed = s.d.Since
@@ -51,71 +63,133 @@ func (s *step) settled(ctx context.Context) (pods []corev1.Pod, since time.Time,
 		if left := since.Sub(s.now); left > 0 {
 			return nil, since, fmt.Sprintf("the workloads are given %s to read the Secrets", s.c.Stabilization), nil
 		}
-		pods, err := s.allPods(ctx)
+		if left, err = s.readNew(ctx, all); err != nil || left != "" {
+			return nil, since, left, err
+		}
+		pods, err = s.allPods(ctx, all)
 		return pods, since, "", err
 	}
-	waves, err := s.waves(ctx)
-	if err != nil {
-		return nil, since, "", err
+	newest, left, err := s.allWell(ctx, all, changed)
+	if err != nil || left != "" {
+		return nil, since, left, err
 	}
-	since = s.d.Since
-	for _, wave := range waves {
-		for _, w := range wave {
-			own, newest, left, err := s.well(ctx, w, changed)
-			if err != nil || left != "" {
-				return nil, since, left, err
-			}
-			pods = append(pods, own...)
-			if newest.After(since) {
-				since = newest
-			}
-		}
+	if since = s.d.Since; newest.After(since) {
+		since = newest
 	}
-	return pods, since.Add(s.c.Stabilization), "", nil
+	pods, err = s.allPods(ctx, all)
+	return pods, since.Add(s.c.Stabilization), "", err
 }
 
-// well proves one workload, and that its pods have been well for long enough.
-// newest is when the last of them became ready.
-func (s *step) well(ctx context.Context, w *workload, changed time.Time) (living []corev1.Pod, newest time.Time, left string, err error) {
-	pods, err := s.podsOf(ctx, w)
+// allWell proves workloads once more, and that their pods have been well for long
+// enough. newest is when the last of them became ready. For as long as pods say that
+// it is too early no workload is read that need not be.
+func (s *step) allWell(ctx context.Context, all []ref, changed time.Time) (newest time.Time, left string, err error) {
+	var unsure, unread []ref
+	for _, r := range all {
+		waits, is, err := s.guess(ctx, r, changed)
+		if err != nil {
+			return newest, "", err
+		}
+		switch is {
+		case isUnread:
+			unread = append(unread, r)
+		case isUnsure, isOpen:
+			unsure = append(unsure, r)
+			continue
+		case isWaiting, isProven:
+		}
+		if waits == "" {
+			k, _ := s.memory.get(r)
+			if newest, waits, err = s.long(ctx, r, k.w, newest); err != nil {
+				return newest, "", err
+			}
+		}
+		left = cmp.Or(left, waits)
+	}
+	if left == "" {
+		unsure = append(unsure, unread...)
+	}
+	if err := s.read(ctx, unsure); err != nil {
+		return newest, "", err
+	}
+	for _, r := range unsure {
+		var waits string
+		if newest, waits, err = s.well(ctx, r, changed, newest); err != nil {
+			return newest, "", err
+		}
+		left = cmp.Or(left, waits)
+	}
+	if left == "" {
+		s.tellProven(all, "%d pods run with the change, and have been well for "+s.c.Stabilization.String())
+	}
+	return newest, left, nil
+}
+
+// well proves one workload that was read.
+func (s *step) well(ctx context.Context, r ref, changed, before time.Time) (newest time.Time, left string, err error) {
+	w := s.view.get(r)
+	if w == nil {
+		return before, r.in(s.c.Namespace) + " has still to be read", nil
+	}
+	pods, err := s.podsOf(ctx, r, w)
 	if err != nil {
-		return nil, newest, "", err
+		return before, "", err
 	}
-	if left, err = s.look(w, pods, changed); err != nil || left != "" {
-		return nil, newest, left, err
+	left, err = s.look(w, pods, changed)
+	s.concluded(r, err == nil && left == "", pods)
+	if err != nil || left != "" {
+		return before, left, err
 	}
+	return s.long(ctx, r, w, before)
+}
+
+// long says what keeps the pods of a workload from having been well for long enough.
+// newest is when the last of them, or of those before, became ready.
+func (s *step) long(ctx context.Context, r ref, w *workload, before time.Time) (newest time.Time, left string, err error) {
+	pods, err := s.podsOf(ctx, r, w)
+	if err != nil {
+		return before, "", err
+	}
+	newest = before
 	for i := range pods {
 		p := &pods[i]
 		if ended(p) || terminating(p) {
 			continue
 		}
 		if left := unsettled(p, s.now, s.c.Stabilization); left != "" {
-			return nil, newest, fmt.Sprintf("%s: %s", w, left), nil
+			return newest, fmt.Sprintf("%s: %s", w, left), nil
 		}
 		if _, at := ready(p); at.After(newest) {
 			newest = at
 		}
-		living = append(living, *p)
 	}
-	s.tell("%s: %d pods run with the change, and have been well for %s", w, len(living), s.c.Stabilization)
-	return living, newest, "", nil
+	return newest, "", nil
 }
 
-// allPods are the pods of the workloads of a consumer that nobody restarts.
-func (s *step) allPods(ctx context.Context) ([]corev1.Pod, error) {
-	waves, err := s.waves(ctx)
-	if err != nil {
-		return nil, err
+// readNew reads workloads of which nothing is known.
+func (s *step) readNew(ctx context.Context, all []ref) (left string, err error) {
+	unread := slices.DeleteFunc(slices.Clone(all), func(r ref) bool { _, ok := s.memory.get(r); return ok })
+	if err := s.read(ctx, unread); err != nil {
+		return "", err
 	}
-	var out []corev1.Pod
-	for _, wave := range waves {
-		for _, w := range wave {
-			pods, err := s.podsOf(ctx, w)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, pods...)
+	for _, r := range unread {
+		if s.view.get(r) == nil {
+			return r.in(s.c.Namespace) + " has still to be read", nil
 		}
+	}
+	return "", nil
+}
+
+// allPods are the living pods of workloads that were read.
+func (s *step) allPods(ctx context.Context, all []ref) ([]corev1.Pod, error) {
+	var out []corev1.Pod
+	for _, r := range all {
+		k, _ := s.memory.get(r)
+		pods, err := s.podsOf(ctx, r, k.w)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, living(pods)...)
 	}
 	return out, nil
 }
@@ -135,9 +209,12 @@ func (s *step) check(ctx context.Context, c *Check, pods []corev1.Pod, proven ti
 				return err
 			}
 		}
-		err := s.checkOnce(ctx, c, pods)
+		err := s.checkOnce(ctx, c, pods, i)
 		found, isBad := err.(bad) //nolint:errorlint // it is never wrapped
+		_, early := err.(notYet)  //nolint:errorlint // nor is that
 		switch {
+		case early:
+			return err
 		case !isBad && err != nil:
 			return s.explain(err)
 		case !isBad:
@@ -171,7 +248,7 @@ func pause(ctx context.Context) error {
 	}
 }
 
-func (s *step) checkOnce(ctx context.Context, c *Check, pods []corev1.Pod) error {
+func (s *step) checkOnce(ctx context.Context, c *Check, pods []corev1.Pod, round int) error {
 	switch {
 	case c.Type == checkHTTP && c.Service != "":
 		return s.checkService(ctx, c)
@@ -180,7 +257,7 @@ func (s *step) checkOnce(ctx context.Context, c *Check, pods []corev1.Pod) error
 	case c.Type == checkPrometheus:
 		return s.checkPrometheus(ctx, c)
 	case c.Type == checkLogs:
-		return s.checkLogs(ctx, c, pods)
+		return s.checkLogs(ctx, c, pods, round)
 	case c.Type == checkPods:
 		return s.checkPods(ctx, c)
 	}

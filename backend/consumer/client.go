@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	corev1api "k8s.io/api/core/v1"
 	"k8s.io/client-go/dynamic"
 	appsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	authenticationv1 "k8s.io/client-go/kubernetes/typed/authentication/v1"
@@ -196,7 +197,8 @@ type clusters struct {
 	dial func(e *connection.Entry) (*cluster, error)
 	// settle is how long after a Secret has changed pods that start are sure to
 	// read the change: kubelets keep Secrets for a moment (kubernetes#129645).
-	settle time.Duration
+	settle   time.Duration
+	memories memories
 }
 
 var _ Clusters = (*clusters)(nil)
@@ -222,6 +224,10 @@ type step struct {
 	d    Delivery
 	now  time.Time
 	told []string
+	name string // of the step
+	view view
+	// memory is of the delivery; what it lacks is read.
+	memory *memory
 	// lacks: rights are missing, and so errors say nothing new.
 	lacks bool
 }
@@ -235,7 +241,11 @@ func (k *clusters) step(ctx context.Context, c *Consumer, d Delivery) (*step, er
 	if err != nil {
 		return nil, err
 	}
-	return &step{cluster: at, k: k, c: c, d: d, now: k.Now()}, nil
+	now := k.Now()
+	return &step{
+		cluster: at, k: k, c: c, d: d, now: now,
+		view: view{fresh: map[ref]*workload{}, pods: map[ref][]corev1api.Pod{}, left: readsPerLook}, memory: k.memories.recall(c, d.ID, now),
+	}, nil
 }
 
 func (s *step) tell(format string, args ...any) {

@@ -3,13 +3,10 @@ package consumer
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
 // patience is how long a new pod may wait for each of these reasons before it
@@ -28,7 +25,7 @@ var patience = map[string]time.Duration{
 // podsPerPage bounds one answer of the API server.
 const podsPerPage = 500
 
-// listPods lists the pods that have the labels of a selector.
+// listPods lists the pods that have the labels of a selector; "": all.
 func (c *cluster) listPods(ctx context.Context, ns, selector string) ([]corev1.Pod, error) {
 	var out []corev1.Pod
 	o := metav1.ListOptions{LabelSelector: selector, Limit: podsPerPage}
@@ -44,37 +41,17 @@ func (c *cluster) listPods(ctx context.Context, ns, selector string) ([]corev1.P
 	}
 }
 
-// podsOf lists the pods of a workload. Those of another one that the selector
-// finds as well are no concern of it.
-func (c *cluster) podsOf(ctx context.Context, w *workload) ([]corev1.Pod, error) {
-	selector, err := metav1.LabelSelectorAsSelector(w.selector)
-	if err != nil {
-		return nil, kind.Definitely("the selector of %s cannot be read", w)
-	}
-	all, err := c.listPods(ctx, w.namespace, selector.String())
-	if err != nil {
-		return nil, err
-	}
-	var out []corev1.Pod
-	for _, p := range all {
-		if ownedBy(&p, w) {
+// ownedBy tells by names alone: reading ReplicaSets would need a right more.
+func ownedBy(p *corev1.Pod, w *workload) bool { return ownerOf(p) == ref{w.kind, w.name} }
+
+// living are the pods that run, or will.
+func living(pods []corev1.Pod) (out []corev1.Pod) {
+	for _, p := range pods {
+		if !ended(&p) && !terminating(&p) {
 			out = append(out, p)
 		}
 	}
-	return out, nil
-}
-
-// ownedBy tells by names alone: reading ReplicaSets would need a right more.
-func ownedBy(p *corev1.Pod, w *workload) bool {
-	owner := metav1.GetControllerOf(p)
-	if owner == nil {
-		return false
-	}
-	if w.kind != deployment {
-		return owner.Kind == w.kind && owner.Name == w.name
-	}
-	hash, ok := strings.CutPrefix(owner.Name, w.name+"-")
-	return owner.Kind == "ReplicaSet" && ok && !strings.Contains(hash, "-")
+	return out
 }
 
 // terminating pods run until they are gone.

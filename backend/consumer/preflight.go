@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
@@ -17,6 +20,7 @@ func (k *clusters) Preflight(ctx context.Context, c *Consumer) Finding {
 		return finding(Finding{}, err)
 	}
 	defer s.close()
+	s.memory = &memory{known: map[ref]known{}} // it looks at everything afresh
 	f := Finding{}
 	missing, err := s.missing(ctx, s.rights())
 	if err != nil {
@@ -163,17 +167,31 @@ func (s *step) lintSecrets(ctx context.Context, f *Finding) error {
 	return nil
 }
 
+// mostTried bounds how many restarts a preflight tries. It takes a while.
+const mostTried = 200
+
 func (s *step) lintWorkloads(ctx context.Context, f *Finding) error {
 	waves, err := s.waves(ctx)
 	if err != nil {
 		return err
 	}
+	all := slices.Concat(waves...)
+	s.view.left = len(all)
+	if err := s.read(ctx, all); err != nil {
+		return err
+	}
+	tried, err := s.tryRestarts(ctx, all)
+	if err != nil {
+		return err
+	}
 	for i, wave := range waves {
 		names := make([]string, len(wave))
-		for j, w := range wave {
+		for j, r := range wave {
+			w := s.view.get(r)
 			names[j] = w.String()
-			if err := s.lintWorkload(ctx, w, f); err != nil {
-				return err
+			s.lintWorkload(w, f)
+			if err := tried[r]; err != nil {
+				f.problem("%s cannot be restarted: %v", w, s.explain(err))
 			}
 		}
 		f.plan("%s", s.planWave(i, len(waves), names))
@@ -181,7 +199,39 @@ func (s *step) lintWorkloads(ctx context.Context, f *Finding) error {
 	if s.c.Mode != None && len(waves) > 0 {
 		f.plan("prove that every pod is new, and well for %s", s.c.Stabilization)
 	}
+	if s.c.Mode == Restart && len(all) > mostTried {
+		f.note("of %d workloads the restart of %d was tried", len(all), mostTried)
+	}
 	return nil
+}
+
+// tryRestarts has the API server, its policies and its webhooks say what a restart
+// would meet. It returns what they refuse for now.
+func (s *step) tryRestarts(ctx context.Context, all []ref) (map[ref]error, error) {
+	refusals := map[ref]error{}
+	if s.c.Mode != Restart {
+		return refusals, nil
+	}
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(reviewsAtOnce)
+	for _, r := range all[:min(len(all), mostTried)] {
+		w := s.view.get(r)
+		if unfit(w) != "" || restarter(w) != "" {
+			continue // it is a problem already
+		}
+		g.Go(func() error {
+			_, err := s.patchWorkload(ctx, w, s.d.ID, s.now, true)
+			if err != nil && !kind.IsDefinite(s.explain(err)) && refused(err) {
+				mu.Lock()
+				defer mu.Unlock()
+				refusals[r] = err
+				return nil
+			}
+			return err
+		})
+	}
+	return refusals, g.Wait()
 }
 
 func (s *step) planWave(i, of int, names []string) string {
@@ -197,12 +247,12 @@ func (s *step) planWave(i, of int, names []string) string {
 	return fmt.Sprintf("wave %d of %d: restart %s", i+1, of, what)
 }
 
-func (s *step) lintWorkload(ctx context.Context, w *workload, f *Finding) error {
+func (s *step) lintWorkload(w *workload, f *Finding) {
 	if w.want == 0 {
 		f.note("%s has no replicas: nothing would be proven of it", w)
 	}
 	if s.c.Mode == None {
-		return nil
+		return
 	}
 	if w.stalled {
 		f.problem("%s makes no progress (ProgressDeadlineExceeded); repair it before its Secrets change", w)
@@ -210,7 +260,7 @@ func (s *step) lintWorkload(ctx context.Context, w *workload, f *Finding) error 
 		f.problem("%s is in the middle of a rollout (%s); wait until it is complete", w, w.left)
 	}
 	if s.c.Mode == Observe {
-		return nil
+		return
 	}
 	if why := unfit(w); why != "" {
 		f.problem("%s %s", w, why)
@@ -218,15 +268,6 @@ func (s *step) lintWorkload(ctx context.Context, w *workload, f *Finding) error 
 	if by := restarter(w); by != "" {
 		f.problem("%s is restarted by somebody else as well (%s), so that it would be twice; set mode=observe", w, by)
 	}
-	err := s.patchWorkload(ctx, w, s.d.ID, s.now, true)
-	if err == nil || kind.IsDefinite(s.explain(err)) {
-		return err
-	}
-	if refused(err) {
-		f.problem("%s cannot be restarted: %v", w, s.explain(err))
-		return nil
-	}
-	return err
 }
 
 // restarters are annotations of workloads, or of their templates, that have others

@@ -23,6 +23,7 @@ func (k *clusters) Restart(ctx context.Context, c *Consumer, d Delivery) Progres
 		return failedBefore(err)
 	}
 	defer s.close()
+	s.name = "restart"
 	changed, err := s.changed(ctx)
 	if err != nil {
 		return s.failed(err)
@@ -44,7 +45,7 @@ func (k *clusters) Restart(ctx context.Context, c *Consumer, d Delivery) Progres
 }
 
 // restartWave does what can be done now of one wave, and says what it waits for.
-func (s *step) restartWave(ctx context.Context, wave []*workload, changed time.Time) (string, error) {
+func (s *step) restartWave(ctx context.Context, wave []ref, changed time.Time) (string, error) {
 	waits, running, still, err := s.lookAt(ctx, wave, changed)
 	if err != nil {
 		return "", err
@@ -52,43 +53,175 @@ func (s *step) restartWave(ctx context.Context, wave []*workload, changed time.T
 	if len(still) > 0 && s.now.Sub(changed).Abs() < s.k.settle {
 		return "the nodes get a moment to see the change of the Secrets", nil
 	}
-	for _, w := range still {
-		if most := s.c.MaxParallel; most > 0 && running >= most {
+	begun := 0
+	for len(still) > 0 && begun < restartsPerLook {
+		n := min(len(still), restartsPerLook-begun)
+		if most := s.c.MaxParallel; most > 0 {
+			n = min(n, most-running)
+		}
+		if n <= 0 {
 			break
 		}
-		if err := s.restart(ctx, w); err != nil {
+		left, some, err := s.restartSome(ctx, still[:n], changed)
+		if err != nil {
 			return "", err
 		}
-		running++
-		waits = fmt.Sprintf("%s has been restarted", w)
+		still = still[n:]
+		begun, running = begun+n, running+some
+		if left != "" {
+			waits = left
+		}
+	}
+	if waits == "" && len(still) > 0 {
+		waits = fmt.Sprintf("%d workloads have still to be restarted", len(still))
 	}
 	return waits, nil
 }
 
-// lookAt proves the workloads of a wave that were restarted, and returns those
-// that were not. The first that is bad ends the delivery before any other is
-// touched.
-func (s *step) lookAt(ctx context.Context, wave []*workload, changed time.Time) (waits string, running int, still []*workload, err error) {
-	for _, w := range wave {
-		pods, err := s.podsOf(ctx, w)
-		if err != nil {
-			return "", 0, nil, err
-		}
-		left, begun, err := s.lookAtOne(w, pods, changed)
-		if err != nil {
-			return "", 0, nil, err
-		}
-		if !begun {
-			still = append(still, w)
+// restartSome restarts workloads that have not been for this delivery. They are read
+// first: somebody may have, and they may not be fit for it. running are those that
+// are not proven then.
+func (s *step) restartSome(ctx context.Context, some []ref, changed time.Time) (waits string, running int, err error) {
+	if err := s.read(ctx, some); err != nil {
+		return "", 0, err
+	}
+	var todo []*workload
+	for _, r := range some {
+		w := s.view.get(r)
+		if w == nil {
+			waits, running = r.in(s.c.Namespace)+" has still to be read", running+1
 			continue
 		}
-		if left == "" {
-			s.tellProven(w, pods)
+		left, begun, err := s.judge(ctx, r, w, changed)
+		switch {
+		case err != nil:
+			return "", 0, err
+		case !begun:
+			todo = append(todo, w)
+		case left != "":
+			waits, running = left, running+1
+		}
+	}
+	s.tellProven(some, "all pods (%d) run with the change")
+	var names []string
+	defer func() { s.tellAll(names, func(int) string { return "restarted" }) }()
+	for _, w := range todo {
+		if err := s.restart(ctx, w); err != nil {
+			return "", 0, err
+		}
+		names = append(names, w.String())
+		waits, running = fmt.Sprintf("%s has been restarted", w), running+1
+	}
+	return waits, running, nil
+}
+
+// lookAt proves the workloads of a wave that were restarted, and returns those that
+// were not. The first that is bad ends the delivery before any other is touched.
+func (s *step) lookAt(ctx context.Context, wave []ref, changed time.Time) (waits string, running int, still []ref, err error) {
+	var unsure []ref
+	rest := map[ref]bool{}
+	for _, r := range wave {
+		left, is, err := s.guess(ctx, r, changed)
+		switch {
+		case err != nil:
+			return "", 0, nil, err
+		case is == isWaiting:
+			waits, running = left, running+1
+		case is == isOpen:
+			rest[r] = true
+		case is == isUnsure || is == isUnread:
+			unsure = append(unsure, r)
+		}
+	}
+	if err := s.read(ctx, unsure); err != nil {
+		return "", 0, nil, err
+	}
+	for _, r := range unsure {
+		w := s.view.get(r)
+		if w == nil {
+			waits, running = r.in(s.c.Namespace)+" has still to be read", running+1
 			continue
 		}
-		waits, running = left, running+1
+		left, begun, err := s.judge(ctx, r, w, changed)
+		switch {
+		case err != nil:
+			return "", 0, nil, err
+		case !begun:
+			rest[r] = true
+		case left != "":
+			waits, running = left, running+1
+		}
+	}
+	s.tellProven(wave, "all pods (%d) run with the change")
+	for _, r := range wave {
+		if rest[r] {
+			still = append(still, r)
+		}
 	}
 	return waits, running, still, nil
+}
+
+// judge says of a workload that was read what it waits for, and whether it has been
+// restarted at all.
+func (s *step) judge(ctx context.Context, r ref, w *workload, changed time.Time) (left string, begun bool, err error) {
+	pods, err := s.podsOf(ctx, r, w)
+	if err != nil {
+		return "", false, err
+	}
+	left, begun, err = s.lookAtOne(w, pods, changed)
+	s.concluded(r, err == nil && begun && left == "", pods)
+	return left, begun, err
+}
+
+// guessed is what can be said of a workload without reading it.
+type guessed int
+
+const (
+	isUnsure  guessed = iota // it has to be read
+	isUnread                 // its pods are as they should be, and it was not read in this step
+	isWaiting                // it was restarted, and its pods are not as they should be
+	isOpen                   // nothing shows that it was restarted
+	isProven
+)
+
+// guess says what the pods of a workload, and what was read of it before, say by
+// themselves. Nothing is failed, restarted or proven by a guess alone: what is proven
+// was read once in this step, and its pods are as they should be now.
+func (s *step) guess(ctx context.Context, r ref, changed time.Time) (left string, is guessed, err error) {
+	if !s.view.many || s.view.get(r) != nil {
+		return "", isUnsure, nil
+	}
+	k, ok := s.memory.get(r)
+	pods, err := s.podsOf(ctx, r, k.w)
+	switch {
+	case err != nil:
+		return "", isUnsure, err
+	case !ok && s.c.Mode == Restart && !marked(pods, s.d.ID):
+		return "", isOpen, nil
+	case !ok:
+		return "", isUnsure, nil
+	case k.proven && k.step == s.name:
+		if left, begun, err := s.lookAtOne(k.w, pods, changed); err == nil && begun && left == "" {
+			return "", isProven, nil
+		}
+		return "", isUnsure, nil
+	case s.c.Mode == Restart && k.w.mark() != s.d.ID && !marked(pods, s.d.ID):
+		return "", isOpen, nil
+	}
+	if !k.looked && s.now.Sub(k.at) < readAgain { // there was no time to
+		s.view.take(r, k.w)
+		return "", isUnsure, nil
+	}
+	bare := *k.w // whose controller has done what it has to
+	bare.left, bare.stalled = "", false
+	left, err = s.look(&bare, pods, changed)
+	switch {
+	case err == nil && left == "":
+		return "", isUnread, nil
+	case err == nil && s.now.Sub(k.at) < readAgain:
+		return left, isWaiting, nil
+	}
+	return "", isUnsure, nil
 }
 
 // lookAtOne says what a workload waits for, and whether it has been restarted at
@@ -101,25 +234,17 @@ func (s *step) lookAtOne(w *workload, pods []corev1.Pod, changed time.Time) (lef
 	return left, true, err
 }
 
-func (s *step) tellProven(w *workload, pods []corev1.Pod) {
-	living := 0
-	for i := range pods {
-		if !ended(&pods[i]) && !terminating(&pods[i]) {
-			living++
-		}
-	}
-	s.tell("%s: all of its pods (%d) run with the change", w, living)
-}
-
 // restart changes the template of one workload.
 func (s *step) restart(ctx context.Context, w *workload) error {
 	if why := unfit(w); why != "" {
 		return kind.Definitely("%s %s", w, why)
 	}
-	if err := s.patchWorkload(ctx, w, s.d.ID, s.now, false); err != nil {
+	now, err := s.patchWorkload(ctx, w, s.d.ID, s.now, false)
+	if err != nil {
 		return err
 	}
-	s.tell("%s: restarted", w)
+	r := ref{w.kind, w.name}
+	s.memory.put(r, known{w: now, at: s.now, looked: true})
 	return nil
 }
 

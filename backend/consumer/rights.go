@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -134,7 +135,65 @@ func externalRights(ns string, externals []*external) []right {
 const reviewsAtOnce = 8
 
 // missing are those of some rights that the connection has not. Asking needs none.
+// Of a namespace in which many are needed all rules are asked for first, and then one
+// by one for what they do not give, if they may not be all there are.
 func (s *step) missing(ctx context.Context, rights []right) ([]right, error) {
+	in := map[string][]right{}
+	for _, r := range rights {
+		in[r.namespace] = append(in[r.namespace], r)
+	}
+	allowed := map[right]bool{}
+	asked := rights
+	for ns, some := range in {
+		if ns == "" || len(some) <= manyRights {
+			continue
+		}
+		rules, err := s.rules(ctx, ns)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range some {
+			allowed[r] = given(rules.ResourceRules, r)
+		}
+		asked = slices.DeleteFunc(slices.Clone(asked), func(r right) bool {
+			return r.namespace == ns && (allowed[r] || !rules.Incomplete)
+		})
+	}
+	answers, err := s.review(ctx, asked)
+	if err != nil {
+		return nil, err
+	}
+	for i, r := range asked {
+		allowed[r] = answers[i]
+	}
+	return slices.DeleteFunc(slices.Clone(rights), func(r right) bool { return allowed[r] }), nil
+}
+
+// manyRights in a namespace are asked for at once.
+const manyRights = 20
+
+func (s *step) rules(ctx context.Context, ns string) (*authorizationv1.SubjectRulesReviewStatus, error) {
+	review := &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: ns}}
+	answer, err := s.authz.SelfSubjectRulesReviews().Create(ctx, review, metav1.CreateOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return &answer.Status, nil
+}
+
+// given reports whether rules give a right.
+func given(rules []authorizationv1.ResourceRule, r right) bool {
+	has := func(list []string, what string) bool {
+		return slices.Contains(list, what) || slices.Contains(list, "*")
+	}
+	return slices.ContainsFunc(rules, func(rule authorizationv1.ResourceRule) bool {
+		return has(rule.Verbs, r.verb) && has(rule.APIGroups, r.group) && (has(rule.Resources, r.full()) || r.sub != "" && slices.Contains(rule.Resources, "*/"+r.sub)) &&
+			(len(rule.ResourceNames) == 0 || r.name != "" && slices.Contains(rule.ResourceNames, r.name))
+	})
+}
+
+// review asks for rights one by one.
+func (s *step) review(ctx context.Context, rights []right) ([]bool, error) {
 	allowed := make([]bool, len(rights))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(reviewsAtOnce)
@@ -144,16 +203,7 @@ func (s *step) missing(ctx context.Context, rights []right) ([]right, error) {
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	var out []right
-	for i, r := range rights {
-		if !allowed[i] {
-			out = append(out, r)
-		}
-	}
-	return out, nil
+	return allowed, g.Wait()
 }
 
 func (c *cluster) may(ctx context.Context, r right) (bool, error) {

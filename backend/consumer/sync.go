@@ -143,6 +143,7 @@ func (s *step) restartOperator(ctx context.Context, left []string) (string, erro
 		if err := s.restart(ctx, w); err != nil {
 			return "", err
 		}
+		s.tell("%s: restarted", w)
 	}
 	if w.left != "" {
 		return fmt.Sprintf("%s, the operator of ExternalSecrets: %s", w, w.left), nil

@@ -124,44 +124,24 @@ func ofDaemonSet(d *appsv1.DaemonSet) *workload {
 	return w
 }
 
-// waves reads the workloads of the consumer. One that a selector finds twice
-// belongs to the first wave that has it.
-func (s *step) waves(ctx context.Context) ([][]*workload, error) {
-	known := map[string]bool{}
-	var out [][]*workload
-	for _, wave := range s.c.Workloads {
-		var found []*workload
-		for _, w := range wave {
-			all, err := s.workloads(ctx, w)
-			if err != nil {
-				return nil, err
-			}
-			for _, one := range all {
-				if !known[one.String()] {
-					known[one.String()] = true
-					found = append(found, one)
-				}
-			}
-		}
-		out = append(out, found)
-	}
-	return out, nil
-}
-
 // workloads reads one workload, or those that a selector finds.
 func (s *step) workloads(ctx context.Context, w Workload) ([]*workload, error) {
-	if w.Selector != "" {
-		found, err := s.listWorkloads(ctx, w.Kind, w.Selector)
-		if err == nil && len(found) == 0 {
-			err = kind.Definitely("no %s of namespace %q has the labels %s; check workloads of the consumer", w.Kind, s.c.Namespace, w.Selector)
+	if w.Selector == "" {
+		one, err := s.getWorkload(ctx, s.c.Namespace, w.Kind, w.Name)
+		if err != nil {
+			return nil, err
 		}
-		return found, err
+		return []*workload{one}, nil
 	}
-	one, err := s.getWorkload(ctx, s.c.Namespace, w.Kind, w.Name)
-	if err != nil {
-		return nil, err
+	found, err := s.listWorkloads(ctx, w.Kind, w.Selector)
+	if err == nil && len(found) == 0 {
+		err = s.nothingFound(w)
 	}
-	return []*workload{one}, nil
+	return found, err
+}
+
+func (s *step) nothingFound(w Workload) error {
+	return kind.Definitely("no %s of namespace %q has the labels %s; check workloads of the consumer", w.Kind, s.c.Namespace, w.Selector)
 }
 
 func (c *cluster) getWorkload(ctx context.Context, ns, of, name string) (*workload, error) {
@@ -192,51 +172,71 @@ func unknownKind(of string) error {
 	return kind.Definitely("a workload of kind %.40q cannot be restarted; allowed are %s, %s and %s", of, deployment, statefulSet, daemonSet)
 }
 
+// workloadsPerPage bounds one answer of the API server.
+const workloadsPerPage = 500
+
+// listWorkloads lists those of a kind that have the labels of a selector; "": all.
 func (s *step) listWorkloads(ctx context.Context, of, selector string) ([]*workload, error) {
-	o, ns := metav1.ListOptions{LabelSelector: selector}, s.c.Namespace
+	o := metav1.ListOptions{LabelSelector: selector, Limit: workloadsPerPage}
 	var out []*workload
+	for {
+		page, next, err := s.pageOfWorkloads(ctx, of, o)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, page...)
+		if o.Continue = next; next == "" {
+			slices.SortFunc(out, func(a, b *workload) int { return strings.Compare(a.name, b.name) })
+			return out, nil
+		}
+	}
+}
+
+func (s *step) pageOfWorkloads(ctx context.Context, of string, o metav1.ListOptions) (out []*workload, next string, err error) {
+	ns := s.c.Namespace
 	switch of {
 	case deployment:
 		all, err := s.apps.Deployments(ns).List(ctx, o)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		for i := range all.Items {
 			out = append(out, ofDeployment(&all.Items[i]))
 		}
+		return out, all.Continue, nil
 	case statefulSet:
 		all, err := s.apps.StatefulSets(ns).List(ctx, o)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		for i := range all.Items {
 			out = append(out, ofStatefulSet(&all.Items[i]))
 		}
+		return out, all.Continue, nil
 	case daemonSet:
 		all, err := s.apps.DaemonSets(ns).List(ctx, o)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		for i := range all.Items {
 			out = append(out, ofDaemonSet(&all.Items[i]))
 		}
-	default:
-		return nil, unknownKind(of)
+		return out, all.Continue, nil
 	}
-	slices.SortFunc(out, func(a, b *workload) int { return strings.Compare(a.name, b.name) })
-	return out, nil
+	return nil, "", unknownKind(of)
 }
 
 // patchWorkload puts the annotations of a restart on the template of w. A dry run
-// asks the API server, its policies and its webhooks, and changes nothing.
-func (c *cluster) patchWorkload(ctx context.Context, w *workload, id string, now time.Time, dry bool) error {
+// asks the API server, its policies and its webhooks, and changes nothing. It returns
+// the workload as it is then.
+func (c *cluster) patchWorkload(ctx context.Context, w *workload, id string, now time.Time, dry bool) (*workload, error) {
 	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{"metadata": map[string]any{
 		// With nanoseconds: of two restarts in one second the second one would be
 		// none (vault-secrets-operator#1228).
 		"annotations": map[string]string{restartedAt: now.UTC().Format(time.RFC3339Nano), Mark: id},
 	}}}})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	o := metav1.PatchOptions{FieldManager: c.manager}
 	if dry {
@@ -245,13 +245,23 @@ func (c *cluster) patchWorkload(ctx context.Context, w *workload, id string, now
 	const how = types.StrategicMergePatchType
 	switch w.kind {
 	case deployment:
-		_, err = c.apps.Deployments(w.namespace).Patch(ctx, w.name, how, patch, o)
+		d, err := c.apps.Deployments(w.namespace).Patch(ctx, w.name, how, patch, o)
+		if err != nil {
+			return nil, err
+		}
+		return ofDeployment(d), nil
 	case statefulSet:
-		_, err = c.apps.StatefulSets(w.namespace).Patch(ctx, w.name, how, patch, o)
+		d, err := c.apps.StatefulSets(w.namespace).Patch(ctx, w.name, how, patch, o)
+		if err != nil {
+			return nil, err
+		}
+		return ofStatefulSet(d), nil
 	case daemonSet:
-		_, err = c.apps.DaemonSets(w.namespace).Patch(ctx, w.name, how, patch, o)
-	default:
-		err = unknownKind(w.kind)
+		d, err := c.apps.DaemonSets(w.namespace).Patch(ctx, w.name, how, patch, o)
+		if err != nil {
+			return nil, err
+		}
+		return ofDaemonSet(d), nil
 	}
-	return err
+	return nil, unknownKind(w.kind)
 }

@@ -78,8 +78,12 @@ type Deliverer interface {
 	Patience(ctx context.Context, consumer string, step Phase) (time.Duration, error)
 }
 
-// pollPause is how often a step that waits for a cluster is looked at.
-const pollPause = 2 * time.Second
+// pollPause is how soon a step that waits for a cluster is looked at again. While
+// nothing moves that becomes less often, up to longestPoll.
+const (
+	pollPause   = 2 * time.Second
+	longestPoll = 10 * time.Second
+)
 
 // delivered is how far a role has brought a consumer.
 type delivered struct {
@@ -208,7 +212,7 @@ func (d *decider) pollAgain(next *Role, waits string) step {
 	waits = clip(waits)
 	same := d.role.Run.Error == waits && slices.Equal(run.Delivered, d.role.Run.Delivered) && len(run.Timeline) == len(d.role.Run.Timeline)
 	if same && !d.role.Run.Deadline.IsZero() {
-		return step{act: wait, until: d.now.Add(pollPause)}
+		return step{act: wait, until: d.now.Add(d.stillPause())}
 	}
 	if run.Deadline.IsZero() {
 		run.Deadline = d.now.Add(d.facts.patience)
@@ -222,6 +226,18 @@ func (d *decider) pollAgain(next *Role, waits string) step {
 		}
 	}
 	return step{act: store, next: next}
+}
+
+// stillPause is until the next look while nothing moves: as long again as half the
+// time since something did, which is when the pause that is stored began. It is never
+// past the deadline.
+func (d *decider) stillPause() time.Duration {
+	run := d.role.Run
+	pause := min(max(pollPause, d.now.Sub(run.RetryAt)/2), longestPoll)
+	if left := run.Deadline.Sub(d.now); left > 0 {
+		pause = min(pause, max(left, time.Millisecond))
+	}
+	return pause
 }
 
 // failedDelivery goes back, or holds where the role says so.
@@ -420,7 +436,9 @@ func (e *Engine) bring(jobs []*job) {
 		_ = g.Wait()
 		for i, c := range mine {
 			j.facts.progress[c] = results[i]
-			j.facts.patience = max(j.facts.patience, e.patience(c, j.role.Run.Phase))
+			if j.role.Run.Deadline.IsZero() { // it is for the whole phase
+				j.facts.patience = max(j.facts.patience, e.patience(c, j.role.Run.Phase))
+			}
 		}
 	}
 }
@@ -484,6 +502,10 @@ func (e *Engine) addShown(to *Delivery, r *Role) {
 	}
 }
 
+// surveyTimeout bounds the look at a consumer before anything is changed. It asks for
+// every right and tries every restart, at the rate that an API server is spared by.
+const surveyTimeout = 30 * time.Second
+
 // surveyed is what was found at the consumers of a role.
 type surveyed struct {
 	err      error
@@ -506,7 +528,7 @@ func (e *Engine) surveyOf(ctx context.Context, r *Role) surveyed {
 	g.SetLimit(parallelConsumers)
 	for i, c := range r.Consumers {
 		g.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, kind.CallTimeout)
+			ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
 			defer cancel()
 			err := e.guardedPublication(func() error { found[i] = e.o.Consumers.Survey(ctx, c, r.Name); return nil })
 			if err != nil {

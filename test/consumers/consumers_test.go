@@ -32,6 +32,7 @@ func TestConsumers(t *testing.T) {
 	})
 	// These disturb everybody.
 	t.Run("killed", func(t *testing.T) { pluginKilled(b.scene(t, "killed")) })
+	t.Run("scale", func(t *testing.T) { twoHundred(b.scene(t, "scale")) })
 	t.Run("outage", func(t *testing.T) { apiServerDown(b.scene(t, "outage")) })
 }
 

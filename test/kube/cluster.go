@@ -204,6 +204,7 @@ func (c *Cluster) prepare() error {
 		"tokens.csv": c.Token + ",admin,admin,\"system:masters\"\n" +
 			scheduler + ",system:kube-scheduler,scheduler\n",
 		"egress.yaml":          c.network.egress(),
+		"audit.yaml":           auditPolicy,
 		"admin.kubeconfig":     c.kubeconfig(c.Token),
 		"scheduler.kubeconfig": c.kubeconfig(scheduler),
 	} {

@@ -27,6 +27,7 @@ func (c *Cluster) apiServerFlags() []string {
 		"--service-account-signing-key-file=" + c.file("serviceaccounts.key"),
 		"--egress-selector-config-file=" + c.file("egress.yaml"),
 		"--kubelet-preferred-address-types=InternalIP", "--kubelet-certificate-authority=" + c.CAFile,
+		"--audit-policy-file=" + c.file("audit.yaml"), "--audit-log-path=" + c.file("audit.log"),
 		"--profiling=false",
 	}
 }
