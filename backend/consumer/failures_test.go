@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // TestHeldAllAlong: on the way back, Secrets that never got what is taken back count
@@ -66,6 +67,13 @@ func TestRolloutThatIsTakenBack(t *testing.T) {
 		require.NoError(t, err, name)
 		require.False(t, begun, name)
 	}
+	set := ofStatefulSet(&appsv1.StatefulSet{
+		ObjectMeta: metav1.ObjectMeta{Name: "db", Namespace: "app", Generation: 1},
+		Status:     appsv1.StatefulSetStatus{ObservedGeneration: 1, CurrentRevision: "1", UpdateRevision: "2"},
+	})
+	said, err := prove(set, []corev1.Pod{pod("db-0", "", time.Hour), pod("db-1", "r1-1", time.Minute, unready)}, proof{mark: "r1-2", now: noon})
+	require.NoError(t, err)
+	require.Contains(t, said, "delete it (kubectl delete pod -n app db-1)")
 	s.d.ID = "r2-1"
 	running := web(2, marked, underWay)
 	left, begun, err := s.lookAtOne(running, []corev1.Pod{pod("a", "", time.Hour), pod("b", "r1-1", time.Minute)}, noon.Add(-30*time.Second))

@@ -41,7 +41,7 @@ func prove(w *workload, pods []corev1.Pod, p proof) (string, error) {
 		return "", kind.Definitely("%s makes no progress (ProgressDeadlineExceeded); look at its pods", w)
 	}
 	living, old := 0, ""
-	var notReady string
+	var stopped, notReady string
 	for i := range pods {
 		pod := &pods[i]
 		isNew := p.isNew(pod)
@@ -53,6 +53,10 @@ func prove(w *workload, pods []corev1.Pod, p proof) (string, error) {
 			}
 		case !isNew:
 			living, old = living+1, fmt.Sprintf("pod %s is from before the change", pod.Name)
+			if is, _ := ready(pod); !is && w.waitsForPods {
+				stopped = fmt.Sprintf("pod %s is from before the change and not ready, and a StatefulSet replaces none before it is: delete it (kubectl delete pod -n %s %s)",
+					pod.Name, w.namespace, pod.Name)
+			}
 		default:
 			living++
 			if why := broken(pod, p.now); why != "" {
@@ -63,7 +67,7 @@ func prove(w *workload, pods []corev1.Pod, p proof) (string, error) {
 			}
 		}
 	}
-	for _, left := range []string{w.left, old, notReady} {
+	for _, left := range []string{stopped, w.left, old, notReady} {
 		if left != "" {
 			return fmt.Sprintf("%s: %s", w, left), nil
 		}

@@ -125,7 +125,7 @@ func elsewhere(s *scene) {
 	second := kube.ForTest(s.t)
 	require.NoError(s.t, second.StartESO(s.ctx))
 	oneOfTwoFails(s, second)
-	apiServerGone(&bed{vault: s.vault, cluster: second}, s.t)
+	apiServerGone(s.t, &bed{vault: s.vault, cluster: second})
 }
 
 // oneOfTwoFails: of two clusters that use one secret, pods of one crash. Both go back.
@@ -155,7 +155,8 @@ const outage = 2 * time.Minute
 
 // apiServerGone for two minutes: one rotation has the time to wait for it, the
 // other decides to go back. Both end by themselves once it is there again.
-func apiServerGone(b *bed, t *testing.T) {
+func apiServerGone(t *testing.T, b *bed) {
+	t.Helper()
 	on := b.scene(t, "outage-on").failing(nil, map[string]any{"rollout_timeout": "5m"})
 	back := b.scene(t, "outage-back").failing(nil, map[string]any{"rollout_timeout": "30s"})
 	both := map[*failing]string{on: on.rotate(), back: back.rotate()}

@@ -26,6 +26,7 @@ func TestConsumers(t *testing.T) {
 			"log":       goesBackOnLog,
 			"stuck":     stuck,
 			"stalled":   stalled,
+			"stuck-set": stuckSet,
 			"silent":    silent,
 			"access":    accessWithdrawn,
 			"no-access": accessGone,

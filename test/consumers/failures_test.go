@@ -209,6 +209,22 @@ func stuck(s *scene) {
 	f.isBack("stuck rollout", f.rotate(), "not in time", "rollout_timeout")
 }
 
+// stuckSet: a StatefulSet replaces no pod while one is not ready, so that the way
+// back waits for somebody to delete the one that hangs, and says so.
+func stuckSet(s *scene) {
+	f := s.failing(nil, nil)
+	s.deploy(s.cluster, "StatefulSet", "db", 2, toRedis(f.set.Nodes[1]))
+	s.consumer(map[string]any{"rollout_timeout": "8s"}, []string{"web", "worker", "StatefulSet/db"})
+	s.sim.HangWhen(func(p kube.SimulatedPod) bool { return p.Workload == "db" && renewed(p) })
+	id := f.rotate()
+	f.says(id, []string{"rolling_back"}, "kubectl delete pod -n "+s.ns+" db-1")
+	f.bothAccepted()
+	_, err := s.cluster.Kubectl(s.ctx, "delete", "pod", "-n", s.ns, "db-1")
+	require.NoError(s.t, err)
+	f.isBack("stuck StatefulSet, one pod deleted by hand", id, "not in time", "StatefulSet "+s.ns+"/db")
+	require.Equal(s.t, map[string]int{firstPassword: 2}, s.running("db"))
+}
+
 // stalled: new pods are never ready, and Kubernetes itself gives up on the rollout.
 func stalled(s *scene) {
 	f := s.failing(nil, nil)
@@ -251,8 +267,10 @@ func killedOnTheWay(s *scene) {
 	health := s.health()
 	f := s.failing(map[string]any{
 		"document": nil, "publish_connection": "kv", "publish_mount": kv, "publish_path": "app",
-	}, map[string]any{"checks": `[{"type":"http","url":"` + health + `","timeout":"2s"}]`})
-
+	}, map[string]any{
+		"stabilization": "5s", // pods are well for less than that when check begins
+		"checks":        `[{"type":"http","url":"` + health + `","timeout":"2s"}]`,
+	})
 	id := f.rotate()
 	generation := s.revision("deployment", "web")
 	kills := 0
@@ -260,8 +278,13 @@ func killedOnTheWay(s *scene) {
 		phase string
 		back  bool
 	}{
-		{"sync", false}, {"restart", false}, {"check", false},
-		{"publish", true}, {"sync", true}, {"restart", true}, {"check", true},
+		{"sync", false},
+		{"restart", false},
+		{"check", false},
+		{"publish", true},
+		{"sync", true},
+		{"restart", true},
+		{"check", true},
 	} {
 		if at.phase == "check" && !at.back {
 			proxy.Blackhole(true)
