@@ -43,7 +43,7 @@ func (d deliverer) Deliver(ctx context.Context, step rotation.Phase, what rotati
 	call := map[rotation.Phase]func(context.Context, *consumer.Consumer, consumer.Delivery) consumer.Progress{
 		rotation.Sync: d.clusters.Sync, rotation.Restart: d.clusters.Restart, rotation.Check: d.clusters.Check,
 	}[step]
-	p := call(ctx, c, consumer.Delivery{ID: what.ID, Since: what.Since, Holds: values(what.Holds), Lacks: values(what.Lacks)})
+	p := call(ctx, c, consumer.Delivery{ID: what.ID, Since: what.Since, Holds: values(what.Holds), Lacks: values(what.Lacks), Undone: values(what.Undone)})
 	return rotation.Progress{Done: p.Done, Err: p.Err, Waits: p.Waits, Told: p.Told}
 }
 

@@ -50,7 +50,7 @@ func TestAnswers(t *testing.T) {
 		says     string
 	}{
 		{401, "a-secret", false, "refuses the token"},
-		{403, `deployments.apps "web" is forbidden: User "system:serviceaccount:vault:harmonyflow" cannot get resource "deployments" in API group "apps" in the namespace "app"`, false, "user system:serviceaccount:vault:harmonyflow may not get deployments (deployments web) of API group apps; add it to its Role"},
+		{403, `deployments.apps "web" is forbidden: User "system:serviceaccount:vault:harmonyflow" cannot get resource "deployments" in API group "apps" in the namespace "app"`, false, "user system:serviceaccount:vault:harmonyflow may not get deployments web in namespace app (API group apps); add that to a Role that is bound to it there"},
 		{403, "admission webhook said a-secret", false, "is refused; look at roles, policies and webhooks"},
 		{404, "a-secret", true, "has no deployments web"},
 		{409, "a-secret", false, "409"},

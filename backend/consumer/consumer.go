@@ -78,12 +78,15 @@ type Check struct {
 // Delivery is one time that a change is brought to a consumer. The way back of a
 // rotation is another one.
 type Delivery struct {
-	// ID is the same for every step and every try, and no other delivery's.
+	// ID is the same for every step and every try, and no other delivery's. What
+	// comes before its last "-" is that of the rotation, whose way back has another.
 	ID string
 	// Since is when what is to be delivered could be read.
 	Since time.Time
 	// Holds has to stand in the consumer's Secrets, and Lacks must not any more.
 	Holds, Lacks []Value
+	// Undone, on the way back, is what was served between; Holds is what was before.
+	Undone []Value
 }
 
 // Value is what a role serves, or no longer does. It prints as its role alone.

@@ -40,7 +40,7 @@ func (c *cluster) explain(err error) error {
 
 var (
 	// denied is how RBAC says no.
-	denied = regexp.MustCompile(`User "([^"]{1,200})" cannot ([a-z]{1,20}) resource "([a-z./-]{1,80})"(?: in API group "([a-z0-9.-]{0,80})")?`)
+	denied = regexp.MustCompile(`User "([^"]{1,200})" cannot ([a-z]{1,20}) resource "([a-z./-]{1,80})"(?: in API group "([a-z0-9.-]{0,80})")?(?: in the namespace "([a-z0-9-]{1,63})")?`)
 	// admission is how a ValidatingAdmissionPolicy says no.
 	admission = regexp.MustCompile(`ValidatingAdmissionPolicy '([A-Za-z0-9.-]{1,200})'`)
 )
@@ -85,7 +85,15 @@ func forbidden(s metav1.Status, what string) string {
 		if group == "" {
 			group = "core"
 		}
-		return fmt.Sprintf("user %s may not %s %s (%s) of API group %s; add it to its Role", m[1], m[2], m[3], what, group)
+		name := ""
+		if s.Details != nil && s.Details.Name != "" {
+			name = fmt.Sprintf(" %.253s", s.Details.Name)
+		}
+		where, role := "in the cluster", "a ClusterRole that is bound to it"
+		if m[5] != "" {
+			where, role = "in namespace "+m[5], "a Role that is bound to it there"
+		}
+		return fmt.Sprintf("user %s may not %s %s%s %s (API group %s); add that to %s", m[1], m[2], m[3], name, where, group, role)
 	}
 	if m := admission.FindStringSubmatch(s.Message); m != nil {
 		return fmt.Sprintf("policy %s refuses the change of %s", m[1], what)

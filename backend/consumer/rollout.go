@@ -3,6 +3,7 @@ package consumer
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -40,7 +41,7 @@ func prove(w *workload, pods []corev1.Pod, p proof) (string, error) {
 		return "", kind.Definitely("%s makes no progress (ProgressDeadlineExceeded); look at its pods", w)
 	}
 	living, old := 0, ""
-	var notReady string
+	var stopped, notReady string
 	for i := range pods {
 		pod := &pods[i]
 		isNew := p.isNew(pod)
@@ -52,17 +53,21 @@ func prove(w *workload, pods []corev1.Pod, p proof) (string, error) {
 			}
 		case !isNew:
 			living, old = living+1, fmt.Sprintf("pod %s is from before the change", pod.Name)
+			if is, _ := ready(pod); !is && w.waitsForPods {
+				stopped = fmt.Sprintf("pod %s is from before the change and not ready, and a StatefulSet replaces none before it is: delete it (kubectl delete pod -n %s %s)",
+					pod.Name, w.namespace, pod.Name)
+			}
 		default:
 			living++
 			if why := broken(pod, p.now); why != "" {
-				return "", kind.Definitely("%s: %s; it cannot start with what was delivered, or cannot start at all", w, why)
+				return "", kind.Definitely("%s: %s; it cannot start, or not with what was delivered: look at its log (kubectl logs --previous)", w, why)
 			}
 			if is, _ := ready(pod); !is {
 				notReady = fmt.Sprintf("pod %s is not ready", pod.Name)
 			}
 		}
 	}
-	for _, left := range []string{w.left, old, notReady} {
+	for _, left := range []string{stopped, w.left, old, notReady} {
 		if left != "" {
 			return fmt.Sprintf("%s: %s", w, left), nil
 		}
@@ -98,7 +103,17 @@ func (s *step) lookAtOther(w *workload, pods []corev1.Pod, changed time.Time) (l
 		return "", false, nil
 	}
 	left, err = prove(w, pods, proof{since: surely(changed), now: s.now})
-	return left, err == nil && (left == "" || w.left != ""), err
+	if err != nil { // it has failed, and is over: on the way back the next restart is what mends it
+		return "", false, nil //nolint:nilerr // whoever made it has been told
+	}
+	underWay := w.left != "" && !sameRotation(w.mark(), s.d.ID) // what this one takes back may never end
+	return left, left == "" || underWay, nil
+}
+
+// sameRotation reports whether two deliveries are ways of one rotation.
+func sameRotation(a, b string) bool {
+	i, j := strings.LastIndexByte(a, '-'), strings.LastIndexByte(b, '-')
+	return i > 0 && i == j && a[:i] == b[:j]
 }
 
 // marked reports whether pods of a workload are of this delivery.

@@ -20,6 +20,9 @@ const (
 	againAfter = 15 * time.Second
 	// operatorAfter is when External Secrets itself is restarted.
 	operatorAfter = 45 * time.Second
+	// enoughAfter is when, on the way back, Secrets count that were never given what
+	// is taken back, whether External Secrets reacts or not.
+	enoughAfter = 30 * time.Second
 )
 
 // Sync forces the ExternalSecrets of a consumer, and compares its Secrets with what
@@ -39,12 +42,19 @@ func (k *clusters) Sync(ctx context.Context, c *Consumer, d Delivery) Progress {
 			return s.failed(err)
 		}
 	}
-	if left, err := s.synced(ctx, externals); err != nil || left != "" {
-		return s.unfinished(left, err)
+	left, notSynced := s.synced(ctx, externals)
+	if left != "" && !s.enough() || left == "" && notSynced != nil {
+		return s.unfinished(left, notSynced)
 	}
 	secrets, err := s.secrets(ctx, externals)
 	if err != nil {
 		return s.failed(err)
+	}
+	if left != "" {
+		if !heldAllAlong(secrets, d) {
+			return s.unfinished(left, notSynced)
+		}
+		s.tell("%s; their Secrets hold what is served all the same", left)
 	}
 	if err := compare(secrets, d); err != nil {
 		if again := s.forceAgain(ctx, externals); again != nil {
@@ -54,6 +64,25 @@ func (k *clusters) Sync(ctx context.Context, c *Consumer, d Delivery) Progress {
 	}
 	s.tellHeld(secrets)
 	return s.done()
+}
+
+// enough reports whether what Secrets hold may count without a sync.
+func (s *step) enough() bool {
+	return len(s.d.Undone) > 0 && s.now.Sub(s.d.Since) > enoughAfter
+}
+
+// heldAllAlong reports whether Secrets hold everything that is served again, and
+// nothing of what is taken back. A sync that comes late reads what is served now.
+func heldAllAlong(secrets []*secret, d Delivery) bool {
+	if len(secrets) == 0 || len(d.Holds) == 0 || compare(secrets, d) != nil {
+		return false
+	}
+	for _, v := range d.Holds {
+		if !slices.ContainsFunc(d.Undone, func(u Value) bool { return u.Role == v.Role }) {
+			return false // of a key ring, what is taken back stays readable
+		}
+	}
+	return !slices.ContainsFunc(d.Undone, func(u Value) bool { return whichShows(secrets, u.Secret, d.Holds) != nil })
 }
 
 func (s *step) unfinished(left string, err error) Progress {
@@ -128,7 +157,8 @@ func (s *step) synced(ctx context.Context, externals []*external) (string, error
 	if s.c.RestartOperator != "" && len(s.told) == 0 && s.now.Sub(s.d.Since) > operatorAfter {
 		return s.restartOperator(ctx, left)
 	}
-	return "ExternalSecrets have not synced yet: " + strings.Join(left, ", "), failed
+	return fmt.Sprintf("ExternalSecrets have not synced yet: %s; if that lasts, look whether External Secrets runs, and serves the controller that their SecretStore names",
+		strings.Join(left, ", ")), failed
 }
 
 // restartOperator restarts External Secrets, once a delivery, where it does not

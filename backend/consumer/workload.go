@@ -43,6 +43,7 @@ type workload struct {
 	paused                bool
 	strategy              string // of a StatefulSet or DaemonSet
 	partition             int32
+	waitsForPods          bool // it replaces no pod while one is not ready (kubernetes#67250)
 	seen                  bool // the controller has seen the newest generation
 	// left says what the rollout waits for, in the words and by the rules of
 	// kubectl; "" when it is complete.
@@ -90,7 +91,8 @@ func ofStatefulSet(s *appsv1.StatefulSet) *workload {
 	w := &workload{
 		kind: statefulSet, namespace: s.Namespace, name: s.Name, meta: s.ObjectMeta, template: s.Spec.Template, selector: s.Spec.Selector,
 		want: replicas(s.Spec.Replicas), strategy: string(s.Spec.UpdateStrategy.Type),
-		seen: s.Status.ObservedGeneration != 0 && s.Generation <= s.Status.ObservedGeneration,
+		waitsForPods: s.Spec.PodManagementPolicy != appsv1.ParallelPodManagement,
+		seen:         s.Status.ObservedGeneration != 0 && s.Generation <= s.Status.ObservedGeneration,
 	}
 	if u := s.Spec.UpdateStrategy.RollingUpdate; u != nil && u.Partition != nil {
 		w.partition = *u.Partition

@@ -37,6 +37,8 @@ type Delivery struct {
 	Since time.Time
 	// Holds is what has to be there, and Lacks what must not be any more, by role.
 	Holds, Lacks []Shown
+	// Undone, on the way back, is what was shown between; that of key rings stays.
+	Undone []Shown
 }
 
 // Shown is a value that a role shows to consumers. It prints as its role alone.
@@ -193,7 +195,7 @@ func (d *decider) deliver() step {
 	}
 	switch {
 	case waits != "" && d.expired() && !run.Back && !run.Retired:
-		return d.failedDelivery(next, "not in time: "+waits)
+		return d.failedDelivery(next, late(run.Phase)+waits)
 	case waits != "":
 		return d.pollAgain(next, waits)
 	}
@@ -204,6 +206,14 @@ func (d *decider) deliver() step {
 		return step{act: wait, until: d.now.Add(pollPause)}
 	}
 	return d.deliveredAll(next)
+}
+
+// late says what to do about consumers that take longer than they may.
+func late(p Phase) string {
+	if p == Sync {
+		return "not in time: "
+	}
+	return "not in time (mend it, or raise rollout_timeout): "
 }
 
 // pollAgain looks again in a moment; what is waited for is stored when it changes.
@@ -272,7 +282,7 @@ func (d *decider) swapBack(why string) step {
 	next.PromoteBack(next.Run.Rotation, d.now)
 	next.LastRotation = d.now
 	next.Run.Phase, next.Run.Back, next.Run.SwapsBack, next.Run.Error = Apply, true, true, clip(why)
-	next.Run.Deadline, next.Run.Held = time.Time{}, ""
+	next.Run.Deadline, next.Run.Held, next.Run.Why = time.Time{}, "", clip(why)
 	return d.startUndo(next)
 }
 
@@ -496,6 +506,9 @@ func (e *Engine) addShown(to *Delivery, r *Role) {
 		if fields[name] != "" {
 			to.Holds = append(to.Holds, Shown{r.Name, fields[name]})
 		}
+	}
+	if v := r.Get(r.Run.To); r.Run.Back && v != nil && !r.ring() && !r.Served(v.Material) {
+		to.Undone = append(to.Undone, Shown{r.Name, v.Material.Secret})
 	}
 	if v := r.Get(r.Run.From); r.Run.Retired && v != nil && r.Spec.PreviousField != "" && !r.ring() && !r.Served(v.Material) {
 		to.Lacks = append(to.Lacks, Shown{r.Name, v.Material.Secret})

@@ -114,6 +114,7 @@ func (w *world) deliverLocked(step Phase, d Delivery) Progress {
 	if step != Sync || !strings.HasSuffix(d.ID, "-3") {
 		w.checkReserved(d)
 	}
+	w.checkUndone(d)
 	switch step {
 	case Sync:
 		for _, r := range w.roles {
@@ -147,6 +148,28 @@ func (w *world) deliverLocked(step Phase, d Delivery) Progress {
 		w.violateLocked("step %s at a consumer", step)
 	}
 	return Progress{Done: true, Told: []string{"seen"}}
+}
+
+// checkUndone: a way back names what it takes away, and nothing that is served.
+func (w *world) checkUndone(d Delivery) {
+	if !strings.HasSuffix(d.ID, "-2") {
+		if len(d.Undone) > 0 {
+			w.violateLocked("delivery %s goes ahead, and takes back %v", d.ID, d.Undone)
+		}
+		return
+	}
+	for _, h := range d.Holds {
+		r := w.roles[h.Role]
+		named := slices.ContainsFunc(d.Undone, func(u Shown) bool { return u.Role == h.Role })
+		if failed := r.Get(r.Run.To); named == (r.ring() || failed == nil || r.Served(failed.Material)) {
+			w.violateLocked("delivery %s back takes back %v, and role %s is %s", d.ID, d.Undone, h.Role, describe(r))
+		}
+	}
+	for _, u := range d.Undone {
+		if r := w.roles[u.Role]; r.With(version.Current).Material.Secret == u.Value {
+			w.violateLocked("delivery %s takes back what role %s serves", d.ID, u.Role)
+		}
+	}
 }
 
 // checkReserved: a consumer is one rotation's.

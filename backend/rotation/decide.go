@@ -677,7 +677,7 @@ func (d *decider) takeBack(reason string) step {
 		next.LastRotation = d.now
 	}
 	next.advance(recall, d.now) // → publish, on the way back
-	run.Error, run.Held = clip(reason), ""
+	run.Error, run.Why, run.Held = clip(reason), clip(reason), ""
 	if next.publishes() {
 		run.rest()
 		return step{act: store, next: next}
@@ -903,6 +903,7 @@ func (d *decider) event(on event, reason string) step {
 	case l.End != "":
 		return d.endAs(next, l.End, nil)
 	case l.ToBack:
+		next.Run.Why = next.Run.Error
 		next.mark(d.now, fmt.Sprintf("%s: rolling back: %s", run.Phase, reason))
 		next.advance(on, d.now)
 		next.Discard(false, d.now)
@@ -1082,6 +1083,9 @@ func (d *decider) conclude(next *Role) {
 
 func (d *decider) endAs(next *Role, state State, v *verdict) step {
 	ended := next.Run
+	if ended.Back && ended.Why != "" {
+		ended.Error = ended.Why // not the last thing that was waited for on the way
+	}
 	reason := clip(ended.Error) // an earlier version may have stored more
 	if state == Completed {
 		reason = ""

@@ -102,6 +102,8 @@ type Run struct {
 	// Back is the direction. It is stored before the first step back and never
 	// turns forward again.
 	Back bool `json:"back,omitempty"`
+	// Why is for what it goes back; Error is what holds it up on the way.
+	Why string `json:"why,omitempty"`
 	// Retired: previous has been proven refused, and what is left of the run is
 	// to publish that.
 	Retired bool `json:"retired,omitempty"`
@@ -472,7 +474,7 @@ func (r *Role) roomy() error {
 	c.Promote(time.Time{})
 	c.PromoteBack("", time.Time{})
 	raw, err := jsonutil.EncodeJSON(c)
-	if err == nil && len(raw)+maxTimeline*(maxText+64) > maxRoleEntry {
+	if err == nil && len(raw)+(maxTimeline+1)*(maxText+64) > maxRoleEntry {
 		err = fmt.Errorf("the entry of role %q would have %d bytes: too many for a rotation to be safe; "+
 			"use shorter values or a smaller keep_versions", r.Name, len(raw))
 	}

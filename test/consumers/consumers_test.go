@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -17,12 +16,21 @@ func TestConsumers(t *testing.T) {
 	b := newBed(t)
 	t.Run("together", func(t *testing.T) {
 		for name, test := range map[string]func(*scene){
-			"every-pod":  everyPod,
-			"crash-loop": crashLoop,
-			"five":       fiveSecrets,
-			"preflight":  silentCases,
-			"failures":   failuresGoBack,
-			"held":       heldAndResumed,
+			"every-pod": everyPod,
+			"five":      fiveSecrets,
+			"preflight": silentCases,
+			"held":      heldAndResumed,
+			"overlap":   crashesWithOverlap,
+			"alternate": crashesInTurn,
+			"unhealthy": unhealthy,
+			"log":       goesBackOnLog,
+			"stuck":     stuck,
+			"stalled":   stalled,
+			"stuck-set": stuckSet,
+			"silent":    silent,
+			"access":    accessWithdrawn,
+			"no-access": accessGone,
+			"elsewhere": elsewhere,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -33,7 +41,7 @@ func TestConsumers(t *testing.T) {
 	// These disturb everybody.
 	t.Run("killed", func(t *testing.T) { pluginKilled(b.scene(t, "killed")) })
 	t.Run("scale", func(t *testing.T) { twoHundred(b.scene(t, "scale")) })
-	t.Run("outage", func(t *testing.T) { apiServerDown(b.scene(t, "outage")) })
+	t.Run("killed-back", func(t *testing.T) { killedOnTheWay(b.scene(t, "killed-back")) })
 }
 
 // everyPod: a rotation reaches every pod of two workloads, in waves, and is proven;
@@ -77,34 +85,6 @@ func texts(v any) []string {
 		out = append(out, fmt.Sprint(e))
 	}
 	return out
-}
-
-// crashLoop: new pods cannot live with the new password. Target, Vault, Secret and
-// pods go back by themselves, and the clients that run notice nothing.
-func crashLoop(s *scene) {
-	t := s.t
-	n := s.redis(nil)
-	s.synced("app")
-	s.deploy(s.cluster, "Deployment", "web", 3, toRedis(n))
-	s.consumer(nil, []string{"web"})
-	s.must("roles/app", map[string]any{"consumers": "web"})
-	s.sim.CrashWhen(func(p kube.SimulatedPod) bool { return p.Password != "the-first-password" })
-	data := s.must("rotate/redis/app", nil)
-	told := s.until(data["rotation_id"].(string), "rolled_back")
-	timeline := strings.Join(texts(told["timeline"]), "\n")
-	require.Contains(t, timeline, "CrashLoopBackOff")
-	require.Equal(t, "the-first-password", s.served())
-	secret, err := s.cluster.Secret(s.ctx, s.ns, "app")
-	require.NoError(t, err)
-	require.Equal(t, "the-first-password", secret["password"])
-	require.Equal(t, map[string]int{"the-first-password": 3}, s.running("web"))
-	role, err := s.read("roles/app")
-	require.NoError(t, err)
-	require.Equal(t, "suspended", role["state"])
-	require.Contains(t, fmt.Sprint(role["versions"]), "failed", "the failed version is kept, and labelled")
-	total := s.sim.Total()
-	figure(t, "crash loop: everything is back on the old password, %d logins, %d refused", total.Logins, total.Refused)
-	require.Zero(t, total.Refused)
 }
 
 // fiveSecrets of one service that are rotated together cost one restart of each of
@@ -178,47 +158,6 @@ func silentCases(s *scene) {
 	s.until(data["rotation_id"].(string), "grace")
 }
 
-// failuresGoBack: a rollout that hangs, and a line in the logs that must not be
-// there.
-func failuresGoBack(s *scene) {
-	t := s.t
-	n := s.redis(nil)
-	s.synced("app")
-	s.deploy(s.cluster, "Deployment", "web", 2, toRedis(n))
-	s.consumer(map[string]any{
-		"rollout_timeout": "20s",
-		"checks":          `[{"type":"logs","selector":"app=web","forbid":"authentication failed","timeout":"5s"}]`,
-	}, []string{"web"})
-	s.must("roles/app", map[string]any{"consumers": "web"})
-	goesBack := func(says string) {
-		t.Helper()
-		data := s.must("rotate/redis/app", nil)
-		told := s.until(data["rotation_id"].(string), "rolled_back")
-		require.Contains(t, strings.Join(texts(told["timeline"]), "\n"), says)
-		require.Equal(t, "the-first-password", s.served())
-		require.Equal(t, map[string]int{"the-first-password": 2}, s.running("web"))
-	}
-	logged := make(chan error, 1)
-	go func() {
-		var renewed string
-		err := s.sim.Wait(s.ctx, s.ns, "web", func(pods []kube.SimulatedPod) bool {
-			for _, p := range pods {
-				if p.Password != "" && p.Password != "the-first-password" {
-					renewed = p.Name
-				}
-			}
-			return renewed != ""
-		})
-		s.cluster.Log(s.ns, renewed, "authentication failed for user app")
-		logged <- err
-	}()
-	goesBack("lines with what is forbidden")
-	require.NoError(t, <-logged)
-	total := s.sim.Total()
-	figure(t, "failing check: everything is back, %d logins, %d refused", total.Logins, total.Refused)
-	require.Zero(t, total.Refused)
-}
-
 // heldAndResumed: where the role says so, a failure is left to people.
 func heldAndResumed(s *scene) {
 	t := s.t
@@ -285,31 +224,5 @@ func pluginKilled(s *scene) {
 	}
 	total := s.sim.Total()
 	figure(t, "plugin killed in sync, restart and check: 3 rotations, 3 restarts, %d logins, %d refused", total.Logins, total.Refused)
-	require.Zero(t, total.Refused)
-}
-
-// apiServerDown for a while in the middle: both passwords stay accepted, and the
-// rotation ends when it is back.
-func apiServerDown(s *scene) {
-	t := s.t
-	n := s.redis(nil)
-	s.synced("app")
-	s.deploy(s.cluster, "Deployment", "web", 2, toRedis(n))
-	s.consumer(map[string]any{"rollout_timeout": "5m"}, []string{"web"})
-	s.must("roles/app", map[string]any{"consumers": "web"})
-	id := s.must("rotate/redis/app", nil)["rotation_id"].(string)
-	require.NoError(t, s.cluster.KillAPIServer())
-	second := time.NewTicker(time.Second)
-	defer second.Stop()
-	for range 20 {
-		<-second.C
-		require.True(t, accepts(t, n, "the-first-password"))
-		require.True(t, accepts(t, n, s.served()))
-		require.NotEqual(t, "completed", s.rotation(id)["state"])
-	}
-	require.NoError(t, s.cluster.StartAPIServer(s.ctx))
-	s.until(id, "grace")
-	total := s.sim.Total()
-	figure(t, "API server down for 20 s: the rotation ends by itself, %d logins, %d refused", total.Logins, total.Refused)
 	require.Zero(t, total.Refused)
 }

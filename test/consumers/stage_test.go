@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,6 +27,15 @@ import (
 type bed struct {
 	vault   *servers.Vault
 	cluster *kube.Cluster
+}
+
+// TestMain: scenarios wait more than they work.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
 }
 
 func newBed(t *testing.T) *bed {
@@ -52,14 +62,20 @@ func (b *bed) scene(t *testing.T, name string) *scene {
 	s := &scene{bed: b, t: t, ctx: ctx, ns: name, c: b.vault.Client()}
 	require.NoError(t, b.vault.Mount(ctx, s.ns))
 	t.Cleanup(func() { _ = b.vault.Unmount(context.WithoutCancel(ctx), s.ns) })
-	require.NoError(t, b.cluster.Namespace(ctx, s.ns))
-	s.sim = b.cluster.Simulate(kube.InNamespace(s.ns))
-	t.Cleanup(s.sim.Stop)
-	require.NoError(t, b.cluster.ApplyVaultStore(ctx, kube.VaultStore{
-		Namespace: s.ns, Name: "harmonyflow", Address: b.vault.Address, Mount: s.ns, Token: b.vault.Token,
-	}))
+	s.settle()
 	s.must("connections/k8s", s.reaches(b.cluster))
 	return s
+}
+
+// settle makes the namespace of a scenario in its cluster.
+func (s *scene) settle() {
+	s.t.Helper()
+	require.NoError(s.t, s.cluster.Namespace(s.ctx, s.ns))
+	s.sim = s.cluster.Simulate(kube.InNamespace(s.ns))
+	s.t.Cleanup(s.sim.Stop)
+	require.NoError(s.t, s.cluster.ApplyVaultStore(s.ctx, kube.VaultStore{
+		Namespace: s.ns, Name: "harmonyflow", Address: s.vault.Address, Mount: s.ns, Token: s.vault.Token,
+	}))
 }
 
 func (s *scene) reaches(c *kube.Cluster) map[string]any {
@@ -177,6 +193,11 @@ func toRedis(n *servers.RedisNode) map[string]string {
 // consumer writes consumer web, of one wave of Deployments.
 func (s *scene) consumer(more map[string]any, waves ...[]string) {
 	s.t.Helper()
+	s.consumerAt("web", more, waves...)
+}
+
+func (s *scene) consumerAt(name string, more map[string]any, waves ...[]string) {
+	s.t.Helper()
 	var workloads [][]map[string]string
 	for _, wave := range waves {
 		var list []map[string]string
@@ -198,7 +219,7 @@ func (s *scene) consumer(more map[string]any, waves ...[]string) {
 	for k, v := range more {
 		data[k] = v
 	}
-	s.must("consumers/web", data)
+	s.must("consumers/"+name, data)
 }
 
 // running are the passwords that the living pods of a workload run with.

@@ -66,6 +66,7 @@ type Simulator struct {
 	mu      sync.Mutex
 	pods    map[types.UID]*simulation
 	crash   func(SimulatedPod) bool
+	hang    func(SimulatedPod) bool
 	changed chan struct{} // closed and made anew with every change
 	seen    map[workload][]seenSecret
 }
@@ -144,6 +145,16 @@ func (s *Simulator) CrashWhen(crash func(SimulatedPod) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.crash = crash
+}
+
+// HangWhen makes containers that start do nothing, and so never be ready, for as
+// long as hang returns true of them. A nil function ends that.
+func (s *Simulator) HangWhen(hang func(SimulatedPod) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hang = hang
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 // Pods are all pods that there were, the oldest first.
@@ -345,6 +356,7 @@ func (p *simulation) crashes(ctx context.Context, username, password string, res
 		return true
 	}
 	refused := 0
+	p.hangs(ctx)
 	for first := true; ; first = false {
 		if p.mustCrash() {
 			return true
@@ -366,6 +378,24 @@ func (p *simulation) crashes(ctx context.Context, username, password string, res
 			p.set(ctx, ready(restarts))
 		}
 		pause(ctx, every)
+	}
+}
+
+// hangs returns when the container need not hang any more.
+func (p *simulation) hangs(ctx context.Context) {
+	s := p.simulator
+	for {
+		s.mu.Lock()
+		hang, known, changed := s.hang, p.known, s.changed
+		s.mu.Unlock()
+		if hang == nil || !hang(known) {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
