@@ -291,7 +291,7 @@ func (d *decider) deliveredAll(next *Role) step {
 	}
 	next.advance(done, d.now) // check → grace
 	if !next.Run.GraceUntil.IsZero() {
-		next.Run.GraceUntil = d.now.Add(next.Grace(d.config)) // counted from the proof
+		next.Run.beginGrace(d.now, next.Grace(d.config)) // counted from the proof
 	}
 	next.Run.rest()
 	return d.afterGrace(next)

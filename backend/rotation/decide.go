@@ -524,7 +524,7 @@ func (d *decider) promoted(v *verdict) step {
 	run.Promoted = true
 	run.rest()
 	if grace := next.Grace(d.config); next.graceful() && grace > 0 {
-		run.GraceUntil = d.now.Add(grace)
+		run.beginGrace(d.now, grace)
 	}
 	if next.ring() {
 		next.dateKeys(d.now)
@@ -537,11 +537,15 @@ func (d *decider) promoted(v *verdict) step {
 	return d.afterPublish(next)
 }
 
+func (run *Run) beginGrace(now time.Time, grace time.Duration) {
+	run.GraceFrom, run.GraceUntil = now.UTC(), now.Add(grace)
+}
+
 // afterPublish leaves the publish phase forwards: into check, grace, or past it.
 func (d *decider) afterPublish(next *Role) step {
 	if run := next.Run; !run.GraceUntil.IsZero() {
 		// Consumers read of it only now, however long ago it was promoted.
-		run.GraceUntil = d.now.Add(next.Grace(d.config))
+		run.beginGrace(d.now, next.Grace(d.config))
 		next.date(run.From, d.now)
 	}
 	next.advance(done, d.now) // publish → sync

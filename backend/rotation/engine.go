@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -83,6 +84,7 @@ type Engine struct {
 	headless map[string]time.Time
 	unstored map[string]int  // roles whose last writes failed, and how many
 	sent     map[string]sent // by role; see keepOutcome
+	looks    map[string]lookedAt
 }
 
 // Bounds on work under way. A connection may have two batches: a single
@@ -126,6 +128,7 @@ func New(o Options) *Engine {
 		o: o, st: st, locks: newLocks(), due: newDueQueue(st),
 		ctx: ctx, cancel: cancel, kick: make(chan struct{}, 1),
 		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{}, headless: map[string]time.Time{}, unstored: map[string]int{}, sent: map[string]sent{},
+		looks: map[string]lookedAt{},
 	}
 }
 
@@ -355,6 +358,9 @@ func (e *Engine) work(name string, items []string) pace {
 	case laneLook:
 		e.lookForDrift(items)
 	default:
+		if strings.HasPrefix(name, laneOfSessions) {
+			return e.observe(name, items)
+		}
 		return e.advance(name, items)
 	}
 	return unknown
