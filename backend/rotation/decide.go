@@ -296,6 +296,9 @@ func (d *decider) preflightThere() step {
 	next := d.role.clone()
 	next.Run.rest()
 	next.Run.Surveyed, next.Run.Deadline = true, d.now.Add(preflightTimeout)
+	if next.Run.Joint = reserved.joint; reserved.joint != nil {
+		next.mark(d.now, fmt.Sprintf("its consumers are brought what %d rotations serve, with one restart", len(reserved.joint.Parties)))
+	}
 	return step{act: store, next: next}
 }
 
@@ -577,11 +580,10 @@ func (d *decider) serveSlot(next *Role) {
 func (d *decider) grace() step {
 	run := d.role.Run
 	switch {
-	case run.Recall != "" && d.role.consults() && d.facts.reserved == nil:
-		return step{act: reserve}
-	case run.Recall != "" && d.facts.reserved != nil && d.facts.reserved.waits != "":
-		return step{act: wait, until: d.now.Add(pollPause)}
 	case run.Recall != "":
+		if s, ok := d.reserveBack(); ok {
+			return s
+		}
 		return d.takeBack(run.Recall)
 	case run.Reapply:
 		return d.reapply()
@@ -592,6 +594,20 @@ func (d *decider) grace() step {
 	default:
 		return d.guarded(d.startRetire(d.role.clone()))
 	}
+}
+
+// reserveBack takes the consumers once more where a way back begins in grace, when they
+// are nobody's.
+func (d *decider) reserveBack() (step, bool) {
+	switch reserved := d.facts.reserved; {
+	case d.role.Run.Phase != Grace || !d.role.consults():
+		return step{}, false
+	case reserved == nil:
+		return step{act: reserve}, true
+	case reserved.waits != "":
+		return step{act: wait, until: d.now.Add(pollPause)}, true
+	}
+	return step{}, false
 }
 
 // reapply restores what the target should accept during grace.
@@ -666,6 +682,10 @@ func (d *decider) takeBack(reason string) step {
 	}
 	next := d.role.clone()
 	run := next.Run
+	if run.Phase == Grace {
+		run.Joint = nil // that delivery is over
+	}
+	run.Again = run.shares() && d.role.isDelivery(run.Phase)
 	switch {
 	case run.Ahead:
 		next.mark(d.now, "the next key is taken back: "+reason)
@@ -681,7 +701,7 @@ func (d *decider) takeBack(reason string) step {
 		next.LastRotation = d.now
 	}
 	next.advance(recall, d.now) // → publish, on the way back
-	run.Error, run.Held = clip(reason), ""
+	run.Error, run.Why, run.Held = clip(reason), clip(reason), ""
 	if next.publishes() {
 		run.rest()
 		return step{act: store, next: next}
@@ -716,20 +736,28 @@ func (d *decider) undo() step {
 	}
 	harmless := failing == nil || r.Run.Adopted || r.Served(failing.Material)
 	if d.targetless || harmless {
-		return d.end(RolledBack, nil)
+		return d.takenBack(nil)
 	}
 	g.refuse = []kind.Material{failing.Material}
 	g.exclusive = r.Spec.Strategy != kind.Overlap && len(g.accept) > 0
 	g.users = d.onlyUser(failing.Material.Username)
 	return d.pursue(g, func(v *verdict) step {
 		if !r.Run.SwapsBack {
-			return d.end(RolledBack, v)
+			return d.takenBack(v)
 		}
 		next := d.proven(v)
 		next.advance(done, d.now) // apply → publish: the server knows what is served
 		next.Run.rest()
 		return step{act: store, next: next}
 	})
+}
+
+// takenBack is the end of a way back, proven by v, or a new beginning.
+func (d *decider) takenBack(v *verdict) step {
+	if run := d.role.Run; run.Again && run.Recall == "" {
+		return d.again(d.proven(v))
+	}
+	return d.end(RolledBack, v)
 }
 
 // pursue brings the target to a goal: an attempt is stored, the call made, and
@@ -1086,6 +1114,9 @@ func (d *decider) conclude(next *Role) {
 
 func (d *decider) endAs(next *Role, state State, v *verdict) step {
 	ended := next.Run
+	if ended.Back && ended.Why != "" {
+		ended.Error = ended.Why
+	}
 	reason := clip(ended.Error) // an earlier version may have stored more
 	if state == Completed {
 		reason = ""

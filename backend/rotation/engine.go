@@ -85,6 +85,7 @@ type Engine struct {
 	unstored map[string]int  // roles whose last writes failed, and how many
 	sent     map[string]sent // by role; see keepOutcome
 	looks    map[string]lookedAt
+	waiting  map[string]waiting // for consumers; see joint.go
 }
 
 // Bounds on work under way. A connection may have two batches: a single
@@ -128,7 +129,7 @@ func New(o Options) *Engine {
 		o: o, st: st, locks: newLocks(), due: newDueQueue(st),
 		ctx: ctx, cancel: cancel, kick: make(chan struct{}, 1),
 		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{}, headless: map[string]time.Time{}, unstored: map[string]int{}, sent: map[string]sent{},
-		looks: map[string]lookedAt{},
+		looks: map[string]lookedAt{}, waiting: map[string]waiting{},
 	}
 }
 

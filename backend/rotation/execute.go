@@ -405,6 +405,7 @@ func (e *Engine) store(j *job) (goesOn bool, err error) {
 	}
 	e.progress(s.next)
 	e.wakeUnit(s.next.Run.Rotation, s.next.Run.Unit, s.next.Name)
+	e.wakeJoint(s.next.Run.Joint, s.next.Name)
 	j.role = s.next
 	j.facts = facts{permit: s.permit}
 	return true, nil
@@ -452,6 +453,7 @@ func (e *Engine) storeEnd(ctx context.Context, j *job) error {
 	e.endedPart(s.ended.Rotation, ev.Part)
 	e.forgetLooks(j.role.Name)
 	e.wakeUnit(s.ended.Rotation, s.ended.Unit, j.role.Name)
+	e.wakeJoint(s.ended.Joint, j.role.Name)
 	return nil
 }
 

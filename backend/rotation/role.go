@@ -143,6 +143,8 @@ type Run struct {
 	Tries   int       `json:"tries,omitempty"`
 	RetryAt time.Time `json:"retry_at,omitzero"`
 	Error   string    `json:"error,omitempty"`
+	// Why it goes back, whatever it waits for on the way.
+	Why string `json:"why,omitempty"`
 
 	// Adopted: the pending version came from the user and the target accepts
 	// it already; it is never refused on the way back.
@@ -154,9 +156,14 @@ type Run struct {
 
 	// Of a run at its consumers: when what they are to have was published, and how far
 	// this role has brought each of those that it delivers to.
-	PublishedAt time.Time   `json:"published_at,omitzero"`
-	Surveyed    bool        `json:"surveyed,omitempty"` // its consumers are reserved, and nothing stands against it there
-	Delivered   []delivered `json:"delivered,omitempty"`
+	PublishedAt time.Time `json:"published_at,omitzero"`
+	Surveyed    bool      `json:"surveyed,omitempty"` // its consumers are reserved, and nothing stands against it there
+	// Joint is who shares the delivery. Again: it went back with them and begins anew,
+	// Alone.
+	Joint     *joint      `json:"joint,omitempty"`
+	Again     bool        `json:"again,omitempty"`
+	Alone     bool        `json:"alone,omitempty"`
+	Delivered []delivered `json:"delivered,omitempty"`
 	// Held is why somebody has to decide.
 	Held string `json:"held,omitempty"`
 	// SwapsBack: consumers have seen the new credential of a server that knows one.
