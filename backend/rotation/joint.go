@@ -226,7 +226,7 @@ func (e *Engine) reservedBy(ctx context.Context, r *Role, consumers []string) (m
 }
 
 // holds reports whether a reservation is still needed by a party of it: until every role
-// of that has come to its grace, or to its end, or to a beginning without the others.
+// of that has come to its grace, to its end, or to where it goes on without the others.
 func (e *Engine) holds(ctx context.Context, held *reservation, p party) (bool, error) {
 	roles, err := e.st.Roles(ctx, p.Roles)
 	if err != nil {
@@ -237,9 +237,11 @@ func (e *Engine) holds(ctx context.Context, held *reservation, p party) (bool, e
 			return false
 		}
 		run := r.Run
-		anew := run.Alone && len(held.Joined) > 0 && !run.Back
+		// A delivery that was shared is over for who begins anew, and for who goes back from
+		// his grace: he needs a reservation of his own.
+		left := len(held.Joined) > 0 && !run.Back && (run.Alone || run.Phase == Grace)
 		over := !run.Back && run.Recall == "" && (run.Phase == Grace || run.Phase == Retire || run.Retired)
-		return !over && !anew
+		return !over && !left
 	}), nil
 }
 

@@ -140,6 +140,20 @@ func TestJoinedAndCancelled(t *testing.T) {
 	})
 }
 
+// All of a joint delivery are cancelled in it: one after another goes back.
+func TestJoinedAndAllCancelled(t *testing.T) {
+	jointWorld(t, consumed(kind.Overlap), func(t *testing.T, w *world) {
+		ids := w.queueUp("a", "b", "c")
+		w.inDelivery("b")
+		for _, id := range ids {
+			w.cancel(id)
+		}
+		w.idle("a", "b", "c")
+		w.finish()
+		require.Equal(t, []State{Completed, RolledBack, RolledBack}, w.states("a", "b", "c"))
+	})
+}
+
 // Who is cancelled on the way back from a joint delivery does not begin anew.
 func TestJoinedAndCancelledOnTheWayBack(t *testing.T) {
 	jointWorld(t, consumed(kind.Overlap), func(t *testing.T, w *world) {
