@@ -26,7 +26,8 @@ import (
 // roles of a rotation that share a consumer are a unit, and its first role that has
 // a consumer does the steps there for all; what it has done stands in its run. A
 // consumer is one unit's from before anything is changed until it was checked: all
-// consumers of a unit are reserved at once, or none (docs/model, consumers.pml).
+// consumers of a unit are reserved at once, or none (docs/model, consumers.pml). Those
+// who wait for the same share one delivery (joint.go).
 
 // Delivery is one time that what roles serve is brought to a consumer.
 type Delivery struct {
