@@ -297,7 +297,7 @@ func (d *decider) preflightThere() step {
 	next.Run.rest()
 	next.Run.Surveyed, next.Run.Deadline = true, d.now.Add(preflightTimeout)
 	if next.Run.Joint = reserved.joint; reserved.joint != nil {
-		next.mark(d.now, fmt.Sprintf("its consumers are brought what %d rotations serve, with one restart", len(reserved.joint.Parties)))
+		next.mark(d.now, reserved.joint.told(next.Run.Rotation))
 	}
 	return step{act: store, next: next}
 }

@@ -33,6 +33,17 @@ type joint struct {
 	Parties []party `json:"parties"`
 }
 
+// told says with whom rotation id shares it.
+func (j *joint) told(id string) string {
+	var others []string
+	for _, p := range j.Parties {
+		if p.Rotation != id && !slices.Contains(others, p.Rotation) {
+			others = append(others, p.Rotation)
+		}
+	}
+	return fmt.Sprintf("its consumers are brought what %d rotations serve, with one restart; the others: %s", len(others)+1, strings.Join(others, ", "))
+}
+
 // Bounds on who is joined: each of its runs names them all.
 const (
 	maxParties    = 16
