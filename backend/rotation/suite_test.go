@@ -425,7 +425,10 @@ func TestFaults(t *testing.T) {
 // stride leaves points of storage out where the operations are those of other shapes
 // and one more step.
 func (s shape) stride(d domain) int {
-	if s.consumers && d != atCluster {
+	switch {
+	case s.queue && d == atCluster:
+		return 2 * stride
+	case s.consumers && d != atCluster:
 		return 4 * stride
 	}
 	return stride

@@ -81,6 +81,7 @@ type shape struct {
 	document   bool
 	place      bool // a secret of another mount
 	consumers  bool // roles have two, which they share
+	queue      bool // and wait for each other at them
 	// root: role a is what the engine itself logs in to the target with.
 	root   bool
 	tokens time.Duration // of a key ring: how long what it signed is valid
