@@ -159,9 +159,11 @@ func answer(req *logical.Request, h *rotation.Header, parts []rotation.Part) *lo
 }
 
 func partMap(p rotation.Part) map[string]any {
-	return map[string]any{
+	data := map[string]any{
 		"kind": p.Kind, "version": int64(p.Version), "state": string(p.State), "phase": string(p.Phase), "error": p.Error,
 	}
+	setKnown(data, "previous_sessions", p.Clients)
+	return data
 }
 
 // summary counts parts by what a person wants to know of them.

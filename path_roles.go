@@ -68,7 +68,7 @@ func (b *backend) pathRoles() []*framework.Path {
 			HelpDescription: `Creating a role adopts the secret its user has (initial_password, initial_value), proven by a login, or makes
 the first version. With usernames it is that of the first user, and the second has no password yet. Where the user has a password that was not given, the request is refused unless
 overwrite_existing=true. An earlier key of a ring that consumers find in previous_field is adopted beside
-initial_value. While a role rotates only its schedule, grace_period and description may be
+initial_value. While a role rotates only its schedule, its grace and description may be
 written. A write answers with the next three times at which the role rotates by itself. Deleting one leaves
 its secret working, and keeps it for 30 days: creating the role again goes on with its version numbers. A role
 that is in a rotation is not deleted. Where the rotation waits for a server that is gone for good, in grace,
@@ -103,6 +103,7 @@ func roleFields() map[string]*framework.FieldSchema {
 		"allow_partial":      {Type: framework.TypeBool, Description: "Rotate even while nodes are down; they are healed when they return."},
 	}
 	maps.Copy(fields, userFields())
+	maps.Copy(fields, graceFields())
 	maps.Copy(fields, consumerFields())
 	maps.Copy(fields, ringFields())
 	maps.Copy(fields, keptFields())
@@ -131,6 +132,7 @@ func roleAnswer() map[string]*framework.FieldSchema {
 		"missed_nodes":  listField("Nodes that were passed over."),
 	}
 	maps.Copy(fields, userAnswer())
+	maps.Copy(fields, graceAnswer())
 	maps.Copy(fields, consumerAnswer())
 	maps.Copy(fields, ringAnswer())
 	maps.Copy(fields, keptAnswer())
@@ -197,6 +199,7 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 		"retry_at": formatTime(r.RetryAt),
 	}
 	describeUsers(r, data)
+	describeGrace(r, c, data)
 	describeConsumers(r, data)
 	describeRing(r, data)
 	describeKept(r, data)
@@ -456,7 +459,7 @@ func fixed(r *rotation.Role, d *framework.FieldData) error {
 
 // freeWhileRotating are the fields that a running rotation does not mind.
 var freeWhileRotating = []string{
-	"name", "kind", "connection", "username", "usernames", "description", "grace_period",
+	"name", "kind", "connection", "username", "usernames", "description", "grace_period", "grace_until_unused", "grace_minimum",
 	"rotation_period", "rotation_schedule", "rotation_timezone", "rotation_window", "jitter", "missed_policy", "apart_from", "apart_by",
 	"disable_automated_rotation",
 }
@@ -469,7 +472,7 @@ func onlyWhileRotating(r *rotation.Role, req *logical.Request) error {
 		// Promotion sets the next time; one that is given before would not last.
 		if free := slices.Contains(freeWhileRotating, name) || name == "next_rotation" && r.Run.Promoted; !free {
 			return &rotation.Conflict{Rotation: r.Run.Rotation, Text: fmt.Sprintf(
-				"role %q is in rotation %s; while it rotates only description, grace_period and its schedule may be written, not %s",
+				"role %q is in rotation %s; while it rotates only description, grace_period, grace_until_unused, grace_minimum and its schedule may be written, not %s",
 				r.Name, r.Run.Rotation, name)}
 		}
 	}
@@ -519,6 +522,9 @@ func applyRole(r *rotation.Role, k *kindEntry, c rotation.Config, req *logical.R
 		return err
 	}
 	if err := applySchedule(r, c, req, d); err != nil {
+		return err
+	}
+	if err := applyUnused(r, c, req, d); err != nil {
 		return err
 	}
 	return checkExpiry(r, c, req)

@@ -53,7 +53,9 @@ func (b *backend) pathRotations() []*framework.Path {
 						"criteria":        listField("What a rotation has to show, and what was seen."),
 						"already_running": listField("Roles that were in a rotation already."),
 						"nodes":           listField("Nodes of the target, of a rotation of one role."), "missed_nodes": listField("Nodes that were passed over."),
-						"retry_at": stringField("When a waiting rotation tries again, RFC 3339."), "grace_until": stringField("When the previous version is retired, RFC 3339."),
+						"previous_sessions": stringField("Who was seen to use the previous version in its grace, of a rotation of one role; under roles for each of several."),
+						"previous_clients":  listField("Clients that were, at most 20, with the time at which one was seen to be gone."),
+						"retry_at":          stringField("When a waiting rotation tries again, RFC 3339."), "grace_until": stringField("When the previous version is retired, RFC 3339."),
 					},
 				}.handler(one),
 			},
@@ -190,6 +192,7 @@ func (b *backend) detail(ctx context.Context, req *logical.Request, h *rotation.
 		setKnown(data, "retry_at", formatTime(r.Run.RetryAt))
 		setKnown(data, "grace_until", formatTime(r.Run.GraceUntil))
 		setKnown(data, "check_until", formatTime(p.Until))
+		describeUsage(r.Run.Usage, data)
 		if p.State == rotation.InGrace {
 			data["follow"] = fmt.Sprintf("vault write -f %sretire/%s/%s", req.MountPoint, p.Kind, p.Role)
 		}
@@ -205,8 +208,22 @@ func (b *backend) detail(ctx context.Context, req *logical.Request, h *rotation.
 		criteria[i] = c.Line()
 	}
 	data["criteria"] = criteria
+	describeUsage(ev.Usage, data)
 	data["follow"] = fmt.Sprintf("vault read %sverify/%s/%s", req.MountPoint, p.Kind, p.Role)
 	return nil
+}
+
+// describeUsage says who uses the previous version still, or did to its end.
+func describeUsage(u *rotation.Usage, data map[string]any) {
+	if u == nil {
+		return
+	}
+	setKnown(data, "previous_sessions", u.Line())
+	clients := make([]string, len(u.Clients))
+	for i, c := range u.Clients {
+		clients[i] = c.Line()
+	}
+	data["previous_clients"] = clients
 }
 
 func lines(timeline []rotation.Moment) []string {

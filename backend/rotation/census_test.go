@@ -50,7 +50,7 @@ func TestCensusIsWhatIsStored(t *testing.T) {
 					sc.seed(w)
 					w.run()
 					defer w.close()
-					w.watch()
+					w.keepAsking()
 					sc.steps(w)
 					w.finish()
 					want := map[string]Standing{}
@@ -70,8 +70,8 @@ func TestCensusIsWhatIsStored(t *testing.T) {
 	t.Logf("%d faults", points)
 }
 
-// watch asks again and again until the world ends.
-func (w *world) watch() {
+// keepAsking asks again and again until the world ends.
+func (w *world) keepAsking() {
 	w.over.Add(1)
 	go func() {
 		defer w.over.Done()

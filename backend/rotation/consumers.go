@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
-	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
@@ -27,7 +26,8 @@ import (
 // roles of a rotation that share a consumer are a unit, and its first role that has
 // a consumer does the steps there for all; what it has done stands in its run. A
 // consumer is one unit's from before anything is changed until it was checked: all
-// consumers of a unit are reserved at once, or none (docs/model, consumers.pml).
+// consumers of a unit are reserved at once, or none (docs/model, consumers.pml). Those
+// who wait for the same share one delivery (joint.go).
 
 // Delivery is one time that what roles serve is brought to a consumer.
 type Delivery struct {
@@ -125,6 +125,9 @@ func (run *Run) deliveryID() string {
 	case run.Retired:
 		way = "3"
 	}
+	if run.shares() { // one for all, and another one than that of a rotation alone
+		return run.Joint.ID + "~" + way
+	}
 	return run.Rotation + "-" + way
 }
 
@@ -164,7 +167,7 @@ func (d *decider) enterDelivery(next *Role) step {
 func (d *decider) deliver() step {
 	run, r := d.role.Run, d.role
 	switch {
-	case run.Recall != "" && !run.Back && !run.Retired:
+	case run.Recall != "" && !run.Back && !run.Retired && !run.shares(): // else when it is over
 		return d.turnBack(run.Recall)
 	case run.Retired && d.expired(): // what is left is told, and holds up no other rotation
 		next := d.role.clone()
@@ -317,7 +320,7 @@ func (d *decider) deliveredAll(next *Role) step {
 	}
 	next.advance(done, d.now) // check → grace
 	if !next.Run.GraceUntil.IsZero() {
-		next.Run.GraceUntil = d.now.Add(next.Grace(d.config)) // counted from the proof
+		next.Run.beginGrace(d.now, next.Grace(d.config)) // counted from the proof
 	}
 	next.Run.rest()
 	return d.afterGrace(next)
@@ -367,10 +370,7 @@ func (d *decider) mine() []string {
 // and is on the same way.
 func (d *decider) leader(consumer string) string {
 	first := d.role.Name
-	if d.facts.unit == nil {
-		return first
-	}
-	for _, m := range d.facts.unit.others {
+	for _, m := range d.facts.unit.everybody() {
 		run := m.run()
 		if run != nil && run.deliveryID() == d.role.Run.deliveryID() && m.name < first && slices.Contains(m.role.Consumers, consumer) {
 			first = m.name
@@ -387,7 +387,7 @@ func (d *decider) undelivered() string {
 		if name == d.role.Name {
 			continue
 		}
-		for _, m := range d.facts.unit.others {
+		for _, m := range d.facts.unit.everybody() {
 			if m.name == name && deliveryRank[m.role.Run.stepAt(c)] < deliveryRank[d.role.Run.Phase] {
 				return c
 			}
@@ -481,11 +481,9 @@ func (e *Engine) guardedDelivery(call func() Progress) (p Progress) {
 func (e *Engine) delivery(d *decider, consumer string) Delivery {
 	out := Delivery{Consumer: consumer, ID: d.role.Run.deliveryID(), Since: d.role.Run.PublishedAt}
 	e.addShown(&out, d.role)
-	if d.facts.unit == nil {
-		return out
-	}
-	for _, m := range d.facts.unit.others {
+	for _, m := range d.facts.unit.everybody() {
 		if run := m.run(); run != nil && run.deliveryID() == d.role.Run.deliveryID() {
+			out.Since = later(out.Since, run.PublishedAt)
 			e.addShown(&out, m.role)
 		}
 	}
@@ -579,102 +577,31 @@ func (s *surveyed) definite() error {
 	return errors.New(s.problem())
 }
 
-// reservation says whose a consumer is.
-type reservation struct {
-	Rotation string   `json:"rotation"`
-	Unit     int      `json:"unit"`
-	Roles    []string `json:"roles"`
-}
-
 // reservationsLock is no role's name. Reservations are made one unit at a time.
 const reservationsLock = "reservations/"
 
 // reserved is what became of an attempt to reserve the consumers of a unit.
-type reserved struct{ waits string }
+type reserved struct {
+	waits string
+	joint *joint // who shares them
+}
 
 // reserve takes the consumers of units, all of each or none.
 func (e *Engine) reserve(jobs []*job) []*job {
 	var live []*job
 	for _, j := range jobs {
 		ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
-		waits, err := e.reserveFor(ctx, j.role)
+		got, err := e.reserveFor(ctx, j.role)
 		cancel()
 		if err != nil {
 			e.o.Logger.Warn("consumers cannot be reserved; trying again", "role", j.role.Name, "error", err)
 			e.wake(j.role.lane(), j.role.Name, time.Now().Add(rereadPause(err)))
 			continue
 		}
-		j.facts.reserved = &reserved{waits}
+		j.facts.reserved = &got
 		live = append(live, j)
 	}
 	return live
-}
-
-func (e *Engine) reserveFor(ctx context.Context, r *Role) (waits string, err error) {
-	if err := e.locks.lock(ctx, reservationsLock); err != nil {
-		return "", err
-	}
-	defer e.locks.unlock(reservationsLock)
-	if err := e.st.settle(ctx); err != nil {
-		return "", err
-	}
-	mine := reservation{Rotation: r.Run.Rotation, Unit: r.Run.Unit, Roles: []string{r.Name}}
-	consumers := slices.Clone(r.Consumers)
-	if r.Run.Unit != 0 {
-		names, _, err := e.unitNames(ctx, r.Run.unitID())
-		if err != nil {
-			return "", err
-		}
-		roles, err := e.st.Roles(ctx, names)
-		if err != nil {
-			return "", err
-		}
-		mine.Roles = names
-		for _, o := range roles {
-			if o != nil {
-				consumers = union(consumers, o.Consumers)
-			}
-		}
-	}
-	for _, c := range consumers {
-		held, err := storage.Get[reservation](ctx, e.st.s, storage.Reservation+c)
-		if err != nil {
-			return "", err
-		}
-		if held == nil || held.Rotation == mine.Rotation && held.Unit == mine.Unit {
-			continue
-		}
-		busy, err := e.holds(ctx, held)
-		if err != nil {
-			return "", err
-		}
-		if busy {
-			return fmt.Sprintf("consumer %q is another rotation's until it was checked (%s)", c, held.Rotation), nil
-		}
-	}
-	for _, c := range consumers {
-		if err := storage.Put(ctx, e.st.s, storage.Reservation+c, mine, maxSmallEntry); err != nil {
-			return "", err
-		}
-	}
-	return "", nil
-}
-
-// holds reports whether a reservation is still needed: until every role of its unit
-// has come to its grace, or to its end.
-func (e *Engine) holds(ctx context.Context, held *reservation) (bool, error) {
-	roles, err := e.st.Roles(ctx, held.Roles)
-	if err != nil {
-		return false, err
-	}
-	return slices.ContainsFunc(roles, func(r *Role) bool {
-		if r == nil || r.Run == nil || r.Run.Rotation != held.Rotation {
-			return false
-		}
-		run := r.Run
-		over := !run.Back && run.Recall == "" && (run.Phase == Grace || run.Phase == Retire || run.Retired)
-		return !over
-	}), nil
 }
 
 // Resume goes on with a rotation that is held.

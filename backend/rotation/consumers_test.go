@@ -27,6 +27,7 @@ type clusterWorld struct {
 	restarts     map[string]int                      // by consumer and delivery
 	total        int
 	bad          map[string]bool // secrets that pods do not start with
+	rejects      string          // a role whose new secrets they do not start with
 }
 
 // fakeConsumers is what one instance sees of clusters.
@@ -134,6 +135,9 @@ func (w *world) deliverLocked(step Phase, d Delivery) Progress {
 				return Progress{Err: kind.Definitely("injected: pods crash")}
 			}
 		}
+		if m := c.secret[d.Consumer][c.rejects]; c.rejects != "" && m.Secret != "m0-"+c.rejects {
+			return Progress{Err: kind.Definitely("injected: pods crash")}
+		}
 		if c.restarts[key] == 0 {
 			c.restarts[key]++
 			c.total++
@@ -177,7 +181,7 @@ func (w *world) checkReserved(d Delivery) {
 	id := d.ID[:len(d.ID)-2]
 	for _, r := range w.roles {
 		run := r.Run
-		if run == nil || run.Rotation == id || !slices.Contains(r.Consumers, d.Consumer) {
+		if run == nil || run.Rotation == id || run.Joint != nil && run.deliveryID() == d.ID || !slices.Contains(r.Consumers, d.Consumer) {
 			continue
 		}
 		if run.Phase == Sync || run.Phase == Restart || run.Phase == Check {

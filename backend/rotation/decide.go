@@ -296,6 +296,9 @@ func (d *decider) preflightThere() step {
 	next := d.role.clone()
 	next.Run.rest()
 	next.Run.Surveyed, next.Run.Deadline = true, d.now.Add(preflightTimeout)
+	if next.Run.Joint = reserved.joint; reserved.joint != nil {
+		next.mark(d.now, reserved.joint.told(next.Run.Rotation))
+	}
 	return step{act: store, next: next}
 }
 
@@ -524,7 +527,7 @@ func (d *decider) promoted(v *verdict) step {
 	run.Promoted = true
 	run.rest()
 	if grace := next.Grace(d.config); next.graceful() && grace > 0 {
-		run.GraceUntil = d.now.Add(grace)
+		run.beginGrace(d.now, grace)
 	}
 	if next.ring() {
 		next.dateKeys(d.now)
@@ -537,11 +540,15 @@ func (d *decider) promoted(v *verdict) step {
 	return d.afterPublish(next)
 }
 
+func (run *Run) beginGrace(now time.Time, grace time.Duration) {
+	run.GraceFrom, run.GraceUntil = now.UTC(), now.Add(grace)
+}
+
 // afterPublish leaves the publish phase forwards: into check, grace, or past it.
 func (d *decider) afterPublish(next *Role) step {
 	if run := next.Run; !run.GraceUntil.IsZero() {
 		// Consumers read of it only now, however long ago it was promoted.
-		run.GraceUntil = d.now.Add(next.Grace(d.config))
+		run.beginGrace(d.now, next.Grace(d.config))
 		next.date(run.From, d.now)
 	}
 	next.advance(done, d.now) // publish → sync
@@ -573,11 +580,10 @@ func (d *decider) serveSlot(next *Role) {
 func (d *decider) grace() step {
 	run := d.role.Run
 	switch {
-	case run.Recall != "" && d.role.consults() && d.facts.reserved == nil:
-		return step{act: reserve}
-	case run.Recall != "" && d.facts.reserved != nil && d.facts.reserved.waits != "":
-		return step{act: wait, until: d.now.Add(pollPause)}
 	case run.Recall != "":
+		if s, ok := d.reserveBack(); ok {
+			return s
+		}
 		return d.takeBack(run.Recall)
 	case run.Reapply:
 		return d.reapply()
@@ -588,6 +594,20 @@ func (d *decider) grace() step {
 	default:
 		return d.guarded(d.startRetire(d.role.clone()))
 	}
+}
+
+// reserveBack takes the consumers once more where a way back begins in grace, when they
+// are nobody's.
+func (d *decider) reserveBack() (step, bool) {
+	switch reserved := d.facts.reserved; {
+	case d.role.Run.Phase != Grace || !d.role.consults():
+		return step{}, false
+	case reserved == nil:
+		return step{act: reserve}, true
+	case reserved.waits != "":
+		return step{act: wait, until: d.now.Add(pollPause)}, true
+	}
+	return step{}, false
 }
 
 // reapply restores what the target should accept during grace.
@@ -662,6 +682,10 @@ func (d *decider) takeBack(reason string) step {
 	}
 	next := d.role.clone()
 	run := next.Run
+	if run.Phase == Grace {
+		run.Joint = nil // that delivery is over
+	}
+	run.Again = run.shares() && d.role.isDelivery(run.Phase)
 	switch {
 	case run.Ahead:
 		next.mark(d.now, "the next key is taken back: "+reason)
@@ -712,20 +736,28 @@ func (d *decider) undo() step {
 	}
 	harmless := failing == nil || r.Run.Adopted || r.Served(failing.Material)
 	if d.targetless || harmless {
-		return d.end(RolledBack, nil)
+		return d.takenBack(nil)
 	}
 	g.refuse = []kind.Material{failing.Material}
 	g.exclusive = r.Spec.Strategy != kind.Overlap && len(g.accept) > 0
 	g.users = d.onlyUser(failing.Material.Username)
 	return d.pursue(g, func(v *verdict) step {
 		if !r.Run.SwapsBack {
-			return d.end(RolledBack, v)
+			return d.takenBack(v)
 		}
 		next := d.proven(v)
 		next.advance(done, d.now) // apply → publish: the server knows what is served
 		next.Run.rest()
 		return step{act: store, next: next}
 	})
+}
+
+// takenBack is the end of a way back, proven by v, or a new beginning.
+func (d *decider) takenBack(v *verdict) step {
+	if run := d.role.Run; run.Again && run.Recall == "" {
+		return d.again(d.proven(v))
+	}
+	return d.end(RolledBack, v)
 }
 
 // pursue brings the target to a goal: an attempt is stored, the call made, and

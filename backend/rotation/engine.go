@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,6 +88,8 @@ type Engine struct {
 	headless map[string]time.Time
 	unstored map[string]int  // roles whose last writes failed, and how many
 	sent     map[string]sent // by role; see keepOutcome
+	looks    map[string]lookedAt
+	waiting  map[string]waiting // for consumers; see joint.go
 }
 
 // Bounds on work under way. A connection may have two batches: a single
@@ -133,6 +136,7 @@ func New(o Options) *Engine {
 		o: o, st: st, locks: newLocks(), due: newDueQueue(st), census: newCensus(st),
 		ctx: ctx, cancel: cancel, kick: make(chan struct{}, 1),
 		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{}, headless: map[string]time.Time{}, unstored: map[string]int{}, sent: map[string]sent{},
+		looks: map[string]lookedAt{}, waiting: map[string]waiting{},
 	}
 }
 
@@ -362,6 +366,9 @@ func (e *Engine) work(name string, items []string) pace {
 	case laneLook:
 		e.lookForDrift(items)
 	default:
+		if strings.HasPrefix(name, laneOfSessions) {
+			return e.observe(name, items)
+		}
 		return e.advance(name, items)
 	}
 	return unknown

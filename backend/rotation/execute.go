@@ -180,6 +180,7 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	for _, j := range by[wait] {
 		e.keepOutcome(j)
 		e.wake(lane, j.role.Name, j.step.until)
+		e.lookLater(j.role)
 	}
 	live = append(live, e.generate(by[generate])...)
 	live = append(live, e.storeAll(append(by[store], by[finish]...))...)
@@ -404,6 +405,7 @@ func (e *Engine) store(j *job) (goesOn bool, err error) {
 	}
 	e.progress(s.next)
 	e.wakeUnit(s.next.Run.Rotation, s.next.Run.Unit, s.next.Name)
+	e.wakeJoint(s.next.Run.Joint, s.next.Name)
 	j.role = s.next
 	j.facts = facts{permit: s.permit}
 	return true, nil
@@ -452,7 +454,9 @@ func (e *Engine) storeEnd(ctx context.Context, j *job) error {
 		"rotation", s.ended.Rotation, "version", ev.Version, "state", s.state, "error", ev.Error)
 	e.o.Recorder.Ended(ev.outcome())
 	e.endedPart(s.ended.Rotation, ev.Part)
+	e.forgetLooks(j.role.Name)
 	e.wakeUnit(s.ended.Rotation, s.ended.Unit, j.role.Name)
+	e.wakeJoint(s.ended.Joint, j.role.Name)
 	return nil
 }
 
@@ -511,9 +515,9 @@ func (e *Engine) inherited(ctx context.Context, r *Role) error {
 func evidence(before *Role, s step) *Evidence {
 	r, run := s.next, s.ended
 	ev := &Evidence{
-		Part: Part{Role: r.Name, Kind: r.Kind, Version: run.To, State: s.state, Error: run.Error, Unit: run.Unit},
+		Part: Part{Role: r.Name, Kind: r.Kind, Version: run.To, State: s.state, Error: run.Error, Unit: run.Unit, Clients: clip(run.Usage.Line())},
 		From: run.From, Trigger: run.Trigger, Started: run.Started, Finished: r.LastRun.At,
-		Nodes: r.Nodes, Missed: run.Missed, Timeline: run.Timeline,
+		Nodes: r.Nodes, Missed: run.Missed, Timeline: run.Timeline, Usage: run.Usage,
 	}
 	if ev.Version == 0 {
 		ev.Version = numberOf(r.With(version.Current))

@@ -63,6 +63,8 @@ type Part struct {
 	Unit int `json:"unit,omitempty"`
 	// Until is when consumers have had the time to read what was published.
 	Until time.Time `json:"until,omitzero"`
+	// Clients says who was seen to use the previous version in its grace.
+	Clients string `json:"clients,omitempty"`
 }
 
 // Served reports whether the new version is served and only the end of the
@@ -104,6 +106,7 @@ type Evidence struct {
 	Nodes    []string    `json:"nodes,omitempty"`
 	Missed   []string    `json:"missed,omitempty"`
 	Timeline []Moment    `json:"timeline,omitempty"`
+	Usage    *Usage      `json:"usage,omitempty"`
 	Criteria []Criterion `json:"criteria,omitempty"`
 }
 
@@ -222,6 +225,7 @@ func livePart(r *Role) Part {
 	run := r.Run
 	p := Part{
 		Role: r.Name, Kind: r.Kind, Version: run.To, State: run.state(), Phase: run.Phase, Error: run.Error, Unit: run.Unit,
+		Clients: clip(run.Usage.Line()),
 	}
 	if run.Phase == Check && !run.Back {
 		p.Until = run.CheckUntil

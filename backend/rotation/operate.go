@@ -445,6 +445,7 @@ func (e *Engine) recall(ctx context.Context, r *Role, reason string, req Request
 func recallRun(r *Role, reason string) error {
 	run := r.Run
 	if run.Back || run.Recall != "" {
+		run.Again = false
 		return nil // it is on its way
 	}
 	if r.asked() {

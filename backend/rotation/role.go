@@ -28,10 +28,14 @@ type Role struct {
 	Target string `json:"target,omitempty"`
 
 	// Given is what the user wrote, Spec the same with the kind's defaults.
-	Given        kind.Spec      `json:"given"`
-	Spec         kind.Spec      `json:"spec"`
-	Schedule     schedule.Spec  `json:"schedule"`
-	GracePeriod  *time.Duration `json:"grace_period,omitempty"`  // nil: the mount's
+	Given       kind.Spec      `json:"given"`
+	Spec        kind.Spec      `json:"spec"`
+	Schedule    schedule.Spec  `json:"schedule"`
+	GracePeriod *time.Duration `json:"grace_period,omitempty"` // nil: the mount's
+	// UntilUnused: grace ends when nobody uses the previous version any more, not
+	// before GraceMinimum (nil: a default).
+	UntilUnused  bool           `json:"grace_until_unused,omitempty"`
+	GraceMinimum *time.Duration `json:"grace_minimum,omitempty"`
 	KeepVersions int            `json:"keep_versions,omitempty"` // 0: the mount's
 	AllowPartial bool           `json:"allow_partial,omitempty"`
 	// A scheduled rotation waits until the last one of another role ended this
@@ -129,6 +133,9 @@ type Run struct {
 	Started    time.Time `json:"started"`
 	Deadline   time.Time `json:"deadline,omitzero"` // of the phase
 	GraceUntil time.Time `json:"grace_until,omitzero"`
+	GraceFrom  time.Time `json:"grace_from,omitzero"`
+	// Usage is who was seen to use the previous version meanwhile.
+	Usage *Usage `json:"usage,omitempty"`
 	// CheckUntil is when every consumer has read what was published.
 	CheckUntil time.Time `json:"check_until,omitzero"`
 	RetireNow  bool      `json:"retire_now,omitempty"`
@@ -151,9 +158,14 @@ type Run struct {
 
 	// Of a run at its consumers: when what they are to have was published, and how far
 	// this role has brought each of those that it delivers to.
-	PublishedAt time.Time   `json:"published_at,omitzero"`
-	Surveyed    bool        `json:"surveyed,omitempty"` // its consumers are reserved, and nothing stands against it there
-	Delivered   []delivered `json:"delivered,omitempty"`
+	PublishedAt time.Time `json:"published_at,omitzero"`
+	Surveyed    bool      `json:"surveyed,omitempty"` // its consumers are reserved, and nothing stands against it there
+	// Joint is who shares the delivery. Again: it went back with them and begins anew,
+	// Alone.
+	Joint     *joint      `json:"joint,omitempty"`
+	Again     bool        `json:"again,omitempty"`
+	Alone     bool        `json:"alone,omitempty"`
+	Delivered []delivered `json:"delivered,omitempty"`
 	// Held is why somebody has to decide.
 	Held string `json:"held,omitempty"`
 	// SwapsBack: consumers have seen the new credential of a server that knows one.
@@ -474,7 +486,7 @@ func (r *Role) roomy() error {
 	c.Promote(time.Time{})
 	c.PromoteBack("", time.Time{})
 	raw, err := jsonutil.EncodeJSON(c)
-	if err == nil && len(raw)+(maxTimeline+1)*(maxText+64) > maxRoleEntry {
+	if err == nil && len(raw)+(maxTimeline+1)*(maxText+64)+usageRoom > maxRoleEntry {
 		err = fmt.Errorf("the entry of role %q would have %d bytes: too many for a rotation to be safe; "+
 			"use shorter values or a smaller keep_versions", r.Name, len(raw))
 	}

@@ -112,6 +112,9 @@ func (s shape) scenarios() []scenario {
 	if s.consumers {
 		return s.consumerScenarios()
 	}
+	if s.observed {
+		return s.observedScenarios()
+	}
 	return everyScenario()
 }
 
@@ -296,6 +299,9 @@ func (w *world) cancel(id string) {
 }
 
 func (w *world) retire(role string) {
+	w.mu.Lock()
+	w.watch.asked = true
+	w.mu.Unlock()
 	req := Request{Keys: newKeys()}
 	_ = w.do("retire", func(ctx context.Context, e *Engine) error {
 		_, err := e.Retire(ctx, role, 0, req)
@@ -419,7 +425,10 @@ func TestFaults(t *testing.T) {
 // stride leaves points of storage out where the operations are those of other shapes
 // and one more step.
 func (s shape) stride(d domain) int {
-	if s.consumers && d != atCluster {
+	switch {
+	case s.queue && d == atCluster:
+		return 2 * stride
+	case s.consumers && d != atCluster:
 		return 4 * stride
 	}
 	return stride
@@ -475,7 +484,7 @@ func applies(base *world, d domain, k int, f fault) bool {
 	switch name, _, _ := strings.Cut(names[k-1], " "); name {
 	case "get", "list":
 		return slices.Contains(storageReadFaults, f)
-	case "preflight", "probe", "look":
+	case "preflight", "probe", "look", "sessions":
 		return slices.Contains(lookFaults, f)
 	}
 	return true

@@ -176,6 +176,7 @@ func closed(h *Header, parts map[string]Part) *Header {
 		for i, p := range h.Roles {
 			c.Roles[i] = parts[p.Role]
 			c.Roles[i].Error = clipTo(c.Roles[i].Error, limit, maxText)
+			c.Roles[i].Clients = clipTo(c.Roles[i].Clients, limit, maxText)
 		}
 		c.State, c.Finished = Summarize(c.Roles), time.Now().UTC()
 		if raw, err := jsonutil.EncodeJSON(&c); err == nil && len(raw) <= maxHeaderEntry {

@@ -117,6 +117,7 @@ type member struct {
 // unit is where the others of a role's unit stand, as stored.
 type unit struct {
 	others []member
+	joined []member // those of other rotations that share the delivery
 	now    time.Time
 }
 
@@ -252,10 +253,15 @@ const unitPause = 15 * time.Second
 // joint reports whether a role has to know where its unit stands.
 func (d *decider) joint() bool {
 	run := d.role.Run
+	if run.shares() && (d.role.isDelivery(run.Phase) || run.Phase == Publish && run.Back) {
+		return true
+	}
 	if run.Unit == 0 {
 		return false
 	}
 	switch run.Phase {
+	case Preflight:
+		return run.Alone
 	case Promote, Publish, Sync, Restart, Check, Grace:
 		return true
 	case Generate:
@@ -278,11 +284,14 @@ func (d *decider) last() bool {
 // with its unit. ok is false when the role may go on by itself.
 func (d *decider) together() (s step, ok bool) {
 	run, u := d.role.Run, d.facts.unit
+	if run.Phase == Preflight { // what went back with it begins anew, too
+		return d.await(u.all(func(m member) bool { return m.run() == nil || !m.role.Run.Back }))
+	}
 	if run.Back && d.role.isDelivery(run.Phase) {
-		return d.await(u.alongside(d.role, run.Phase))
+		return d.await(u.alongside(d.role, run.Phase) && u.jointlyAt(run, run.Phase))
 	}
 	if run.Back {
-		return d.await(run.Phase != Publish || u.all(u.settledBack))
+		return d.await(run.Phase != Publish || u.all(u.settledBack) && u.jointlyBack())
 	}
 	if run.Retired && run.Phase != Publish {
 		return step{}, false
@@ -306,7 +315,7 @@ func (d *decider) together() (s step, ok bool) {
 	case run.Phase == Publish:
 		return d.await(u.all(u.promoted))
 	case d.role.isDelivery(run.Phase):
-		return d.await(u.alongside(d.role, run.Phase))
+		return d.await(u.alongside(d.role, run.Phase) && u.jointlyAt(run, run.Phase))
 	case run.Phase == Grace && d.graceOver():
 		return d.await(u.all(u.arrived))
 	}
@@ -330,6 +339,9 @@ func (d *decider) await(reached bool) (step, bool) {
 func (d *decider) turn() (step, bool) {
 	run, u := d.role.Run, d.facts.unit
 	why := run.Recall
+	if run.shares() && d.role.isDelivery(run.Phase) {
+		why = u.jointFailure() // a recall is heard when the delivery is over
+	}
 	if why == "" {
 		why = u.failure()
 	}
@@ -352,9 +364,10 @@ func (d *decider) turn() (step, bool) {
 	if run.Phase == Promote || run.Phase == Generate {
 		return d.event(recall, why), true
 	}
-	s := d.takeBack(why)
-	s.guard = func(u *unit) bool { return u.fixed() == "" }
-	return s, true
+	if s, ok := d.reserveBack(); ok {
+		return s, true
+	}
+	return d.turnBack(why), true
 }
 
 // graceOver reports whether the role's grace has ended.
@@ -405,6 +418,12 @@ func (e *Engine) meet(jobs []*job) []*job {
 				continue
 			}
 			j.facts.unit = u.but(j.role.Name)
+			joined, unread := e.joinedOf(j.role)
+			if unread != nil {
+				e.wake(j.role.lane(), j.role.Name, time.Now().Add(rereadPause(unread)))
+				continue
+			}
+			j.facts.unit.joined = joined
 			e.settleFor(j.role, j.facts.unit)
 			live = append(live, j)
 		}
@@ -439,6 +458,9 @@ func (u *unit) but(name string) *unit {
 func (e *Engine) unitOf(ctx context.Context, id unitID) (*unit, error) {
 	if err := e.st.settle(ctx); err != nil {
 		return nil, err
+	}
+	if id.number == 0 { // each is alone
+		return &unit{now: time.Now()}, nil
 	}
 	names, started, err := e.unitNames(ctx, id)
 	if err != nil {

@@ -52,6 +52,7 @@ type world struct {
 	lives    map[string]map[string]*life // of keys, by role and secret
 	keeper   keeperWorld
 	clusters clusterWorld
+	watch    watchWorld
 	backward map[string]bool // runs whose way back is stored
 
 	writeFault   fault // what the next write but writeFaultIn under a prefix meets
@@ -80,12 +81,15 @@ type shape struct {
 	document   bool
 	place      bool // a secret of another mount
 	consumers  bool // roles have two, which they share
+	queue      bool // and wait for each other at them
 	// root: role a is what the engine itself logs in to the target with.
 	root   bool
 	tokens time.Duration // of a key ring: how long what it signed is valid
 	// keeper: another server keeps the secret, and shows the number of its version
 	// or not; see keep_test.go.
 	keeper, shows bool
+	// observed: the target tells who is logged in; unused: its roles go by that.
+	observed, unused bool
 }
 
 var shapes = []shape{
@@ -108,6 +112,8 @@ var shapes = []shape{
 	{name: "alternate document", strategy: kind.Alternate, nodes: 1, document: true},
 	{name: "kept", strategy: kind.Kept, keeper: true, shows: true},
 	{name: "kept unseen", strategy: kind.Kept, keeper: true},
+	{name: "alternate unused", strategy: kind.Alternate, nodes: 2, observed: true, unused: true},
+	{name: "overlap observed", strategy: kind.Overlap, nodes: 2, observed: true},
 }
 
 func (s shape) kind() string {
@@ -204,7 +210,9 @@ func (w *world) launch() {
 			}
 			return nil
 		},
-		Target:     func(_, connection string) kind.Target { return &fakeTarget{w: w, i: i, connection: connection} },
+		Target: func(_, connection string) kind.Target {
+			return w.shape.target(&fakeTarget{w: w, i: i, connection: connection})
+		},
 		Keeper:     func(string, string) kind.Keeper { return &fakeKeeper{w: w, i: i} },
 		Generation: func(context.Context, string) (int, error) { return generation, nil },
 		Publish:    publish.NewDocuments(i.fence).Publish,
@@ -406,6 +414,10 @@ func (w *world) newRole(name string) *Role {
 	if w.shape.strategy == kind.Alternate {
 		r.Spec.Usernames, r.Spec.Username = []string{"u-" + name, "u-" + name + "2"}, ""
 		r.Spec.CloseConnections = true
+		r.UntilUnused = w.shape.unused
+	}
+	if least := testMinimum; w.shape.unused {
+		r.GraceMinimum = &least
 	}
 	if w.shape.keeper {
 		r.Spec.Username, r.Spec.Mount, r.Spec.Key = "", "mount", name
@@ -720,6 +732,7 @@ func (w *world) noteWrite(key string, value []byte) {
 			}
 			r.Name = name
 			w.checkDirection(before, r)
+			w.checkUnused(before, r)
 			w.checkKept(before, r)
 			w.roles[name] = r
 			w.noteKeys(r)
@@ -752,7 +765,7 @@ func (w *world) checkDirection(before, r *Role) {
 	if r.Run == nil {
 		return
 	}
-	run := r.Run.Rotation + "/" + r.Name
+	run := fmt.Sprintf("%s/%s/%t", r.Run.Rotation, r.Name, r.Run.Alone) // which begins anew
 	if w.backward == nil {
 		w.backward = map[string]bool{}
 	}

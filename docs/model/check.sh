@@ -38,7 +38,7 @@ row() {
 	local mode=(-DSAFETY -DCOLLAPSE "-DMEMLIM=$memory") run=("-m$depth")
 	# Breadth first gives the shortest counterexample.
 	[[ $want == counterexample ]] && mode+=(-DBFS) && run=()
-	# The rotation model's processes wait for ever when all is done; only the consumer model can deadlock.
+	# The rotation model's processes wait for ever when all is done; only the other two can deadlock.
 	[[ $model == rotation ]] && run+=(-E)
 	# shellcheck disable=SC2086 # flags is a list
 	if ! spin -a $flags "$here/$model.pml" >build.log 2>&1 || ! gcc -O2 -w "${mode[@]}" -o pan pan.c >>build.log 2>&1; then
@@ -112,6 +112,11 @@ mutation "-DSWAP -DNOWAIT"
 row consumers "design: reserve all at once, exclusively" "" holds
 row consumers -DONEBYONE -DONEBYONE deadlock
 row consumers -DNORESERVE -DNORESERVE counterexample
+row joined "design: deliveries are shared, and who shared one that failed goes on alone" "" holds
+row joined -DNOBARRIER -DNOBARRIER counterexample
+row joined -DNOBACKBARRIER -DNOBACKBARRIER counterexample
+row joined -DALLGUILTY -DALLGUILTY counterexample
+row joined -DHOLDON -DHOLDON deadlock
 
 if ((ran == 0)); then
 	echo "no variant matches $only" >&2

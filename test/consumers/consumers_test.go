@@ -31,6 +31,7 @@ func TestConsumers(t *testing.T) {
 			"access":    accessWithdrawn,
 			"no-access": accessGone,
 			"elsewhere": elsewhere,
+			"joined":    joined,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

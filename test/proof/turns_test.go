@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
@@ -38,6 +40,8 @@ type bench struct {
 	address, change string
 	// login opens a connection of its own; errRefused is the server's answer.
 	login func(ctx context.Context, user, password string) error
+	// hold opens a connection that stays until it is closed, under a name.
+	hold func(ctx context.Context, user, password, name string) (io.Closer, error)
 	// stored is what the server keeps of a user's password.
 	stored func(ctx context.Context, user string) (string, error)
 }
@@ -56,6 +60,10 @@ func redisBench(t *testing.T) bench {
 		login: func(ctx context.Context, user, password string) error {
 			return login(ctx, n.Addr, func() (string, string, error) { return user, password, nil })
 		},
+		hold: func(ctx context.Context, user, password, name string) (io.Closer, error) {
+			c := redis.NewClient(&redis.Options{Addr: n.Addr, Username: user, Password: password, ClientName: name, PoolSize: 1, MinIdleConns: 1})
+			return c, c.Ping(ctx).Err()
+		},
 		stored: func(ctx context.Context, user string) (string, error) {
 			answer, err := n.Do(ctx, "ACL", "GETUSER", user)
 			return fmt.Sprint(answer), err
@@ -67,7 +75,7 @@ func postgresBench(t *testing.T) bench {
 	t.Helper()
 	n := servers.Postgres(t)
 	require.NoError(t, n.Exec(t.Context(), "CREATE ROLE engine LOGIN CREATEROLE PASSWORD '"+enginePassword+"'",
-		"GRANT SELECT (rolname, rolpassword) ON pg_authid TO engine",
+		"GRANT pg_read_all_stats TO engine", "GRANT SELECT (rolname, rolpassword) ON pg_authid TO engine",
 		"CREATE ROLE owner NOLOGIN", "CREATE ROLE app LOGIN IN ROLE owner PASSWORD '"+firstPassword+"'", "ALTER ROLE app SET role TO owner"))
 	return bench{
 		kind: "postgresql", address: n.Addr, change: "ALTER ROLE",
@@ -85,6 +93,14 @@ func postgresBench(t *testing.T) bench {
 				return fmt.Errorf("%w: %w", errRefused, err)
 			}
 			return err
+		},
+		hold: func(ctx context.Context, user, password, name string) (io.Closer, error) {
+			c, err := n.Login(ctx, user, password)
+			if err != nil {
+				return nil, err
+			}
+			_, err = c.Exec(ctx, "SET application_name TO "+name)
+			return closer(func() error { return c.Close(context.WithoutCancel(ctx)) }), err
 		},
 		stored: func(ctx context.Context, user string) (string, error) {
 			return n.Text(ctx, "SELECT coalesce(rolpassword, '') FROM pg_authid WHERE rolname = $1", user)
@@ -118,6 +134,10 @@ func rabbitBench(t *testing.T) bench {
 				err = c.Close()
 			}
 			return err
+		},
+		hold: func(_ context.Context, user, password, name string) (io.Closer, error) {
+			u := url.URL{Scheme: "amqp", User: url.UserPassword(user, password), Host: n.Addr, Path: "/"}
+			return amqp.DialConfig(u.String(), amqp.Config{Properties: amqp.Table{"connection_name": name}})
 		},
 		stored: func(ctx context.Context, user string) (string, error) {
 			var u struct {
