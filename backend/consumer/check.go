@@ -22,13 +22,16 @@ func (k *clusters) Check(ctx context.Context, c *Consumer, d Delivery) Progress 
 		return failedBefore(err)
 	}
 	defer s.close()
+	s.looked.checks = s.seenChecks()
 	pods, proven, left, err := s.settled(ctx)
 	if err != nil || left != "" {
 		return s.unfinished(left, err)
 	}
 	for i := range c.Checks {
 		check := &c.Checks[i]
-		if err := s.check(ctx, check, pods, proven); err != nil {
+		err := s.check(ctx, check, pods, proven)
+		s.sawCheck(i, err)
+		if err != nil {
 			return s.failed(fmt.Errorf("check %d (%s): %w", i+1, check.Type, err))
 		}
 		s.tell("check %d (%s): passed", i+1, check.Type)
@@ -82,6 +85,7 @@ func (s *step) well(ctx context.Context, w *workload, changed time.Time) (living
 		return nil, newest, "", err
 	}
 	if left, err = s.look(w, pods, changed); err != nil || left != "" {
+		s.saw(w, pods, changed, left, err)
 		return nil, newest, left, err
 	}
 	for i := range pods {
@@ -90,6 +94,7 @@ func (s *step) well(ctx context.Context, w *workload, changed time.Time) (living
 			continue
 		}
 		if left := unsettled(p, s.now, s.c.Stabilization); left != "" {
+			s.saw(w, pods, changed, left, nil)
 			return nil, newest, fmt.Sprintf("%s: %s", w, left), nil
 		}
 		if _, at := ready(p); at.After(newest) {
@@ -97,6 +102,7 @@ func (s *step) well(ctx context.Context, w *workload, changed time.Time) (living
 		}
 		living = append(living, *p)
 	}
+	s.saw(w, pods, changed, "", nil)
 	s.tell("%s: %d pods run with the change, and have been well for %s", w, len(living), s.c.Stabilization)
 	return living, newest, "", nil
 }
@@ -129,18 +135,21 @@ func badly(format string, args ...any) error { return bad{fmt.Errorf(format, arg
 // definite once it has been for as long as the check may take: programs are ready
 // before they have done everything.
 func (s *step) check(ctx context.Context, c *Check, pods []corev1.Pod, proven time.Time) error {
+	s.tries, s.inRow = 0, 0
 	for i := range max(c.Times, 1) {
 		if i > 0 {
 			if err := pause(ctx); err != nil {
 				return err
 			}
 		}
+		s.tries++
 		err := s.checkOnce(ctx, c, pods)
 		found, isBad := err.(bad) //nolint:errorlint // it is never wrapped
 		switch {
 		case !isBad && err != nil:
 			return s.explain(err)
 		case !isBad:
+			s.inRow++
 		case s.now.Sub(proven) > timeoutOf(c):
 			return kind.Definitely("%w", found.error)
 		default:

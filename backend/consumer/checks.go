@@ -60,6 +60,7 @@ func (s *step) checkURL(ctx context.Context, c *Check) error {
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
+	s.result = fmt.Sprintf("answered with %d", resp.StatusCode)
 	return expectStatus(c.Expect, resp.StatusCode, hostOf(c.URL))
 }
 
@@ -132,6 +133,7 @@ func (s *step) checkService(ctx context.Context, c *Check) error {
 	if err := proxyError(resp); err != nil {
 		return err
 	}
+	s.result = fmt.Sprintf("answered with %d", resp.StatusCode)
 	return expectStatus(c.Expect, resp.StatusCode, "Service "+c.Service)
 }
 
@@ -202,6 +204,7 @@ func (s *step) checkLogs(ctx context.Context, c *Check, pods []corev1.Pod) error
 	if len(pods) == 0 {
 		return badly("there are no pods whose logs could be read")
 	}
+	looked := 0
 	for i := range pods {
 		p := &pods[i]
 		if ended(p) || terminating(p) {
@@ -215,8 +218,10 @@ func (s *step) checkLogs(ctx context.Context, c *Check, pods []corev1.Pod) error
 			if n > 0 {
 				return badly("container %s of pod %s has written %d lines with what is forbidden", container.Name, p.Name, n)
 			}
+			looked++
 		}
 	}
+	s.result = fmt.Sprintf("no line of %d containers matches", looked)
 	return nil
 }
 
@@ -269,5 +274,6 @@ func (s *step) checkPods(ctx context.Context, c *Check) error {
 	if n == 0 {
 		return badly("no pod of namespace %s has the labels %s", s.c.Namespace, c.Selector)
 	}
+	s.result = fmt.Sprintf("%d pods are ready", n)
 	return nil
 }

@@ -76,12 +76,15 @@ func (s *step) lookAt(ctx context.Context, wave []*workload, changed time.Time) 
 		}
 		left, begun, err := s.lookAtOne(w, pods, changed)
 		if err != nil {
+			s.saw(w, pods, changed, left, err)
 			return "", 0, nil, err
 		}
 		if !begun {
+			s.saw(w, pods, changed, "has not been restarted yet", nil)
 			still = append(still, w)
 			continue
 		}
+		s.saw(w, pods, changed, left, nil)
 		if left == "" {
 			s.tellProven(w, pods)
 			continue

@@ -34,6 +34,7 @@ func (k *clusters) Sync(ctx context.Context, c *Consumer, d Delivery) Progress {
 	if err != nil {
 		return s.failed(err)
 	}
+	s.looked.externals = externals
 	for _, e := range externals {
 		if err := s.force(ctx, e, ""); err != nil {
 			return s.failed(err)
@@ -46,6 +47,7 @@ func (k *clusters) Sync(ctx context.Context, c *Consumer, d Delivery) Progress {
 	if err != nil {
 		return s.failed(err)
 	}
+	s.looked.secrets = secrets
 	if err := compare(secrets, d); err != nil {
 		if again := s.forceAgain(ctx, externals); again != nil {
 			return s.failed(again)
