@@ -30,7 +30,7 @@ func (b *backend) describeDeliveries(ctx context.Context, h *rotation.Header, ro
 		}
 	}
 	lines := []string{}
-	for _, c := range rotation.Success(roles, all) {
+	for _, c := range append(rotation.Success(roles, all), rotation.Recorded(h)) {
 		lines = append(lines, c.Line())
 	}
 	data["criteria"] = lines

@@ -26,9 +26,20 @@ type looking struct {
 	*step
 	mu  sync.Mutex
 	out *seen.Consumer
-	// why are the reasons why parts of it are missing, and why it is not as it should.
-	why []string
+	// why are the reasons why parts of it are missing, and why it is not as it should, by
+	// what they are about.
+	why [inChecks + 1][]string
 }
+
+// What a reason is about, in the order in which they are told.
+const (
+	inSecrets = iota
+	inPods
+	inChecks
+)
+
+// maxReasons is how many reasons a look tells.
+const maxReasons = 5
 
 // Look implements Clusters. Its parts are made at once, and each that cannot be says
 // why: what the others saw is told all the same.
@@ -49,23 +60,27 @@ func (k *clusters) Look(ctx context.Context, c *Consumer, d Delivery) *seen.Cons
 	})
 	_ = g.Wait()
 	l.out.Count()
-	l.out.Done, l.out.Error = len(l.why) == 0, short(strings.Join(l.why, "; "))
+	why := slices.Concat(l.why[:]...)
+	if n := len(why); n > maxReasons {
+		why = append(why[:maxReasons], fmt.Sprintf("and %d more", n-maxReasons))
+	}
+	l.out.Done, l.out.Error = len(why) == 0, strings.Join(why, "; ")
 	return l.out
 }
 
 // wrong notes what is not as it should, once.
-func (l *looking) wrong(format string, args ...any) {
+func (l *looking) wrong(about int, format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if text := fmt.Sprintf(format, args...); !slices.Contains(l.why, text) {
-		l.why = append(l.why, text)
+	if text := fmt.Sprintf(format, args...); !slices.Contains(l.why[about], text) {
+		l.why[about] = append(l.why[about], text)
 	}
 }
 
 func (l *looking) lookAtSecrets(ctx context.Context) {
 	externals, err := l.externals(ctx)
 	if err != nil {
-		l.wrong("%v", l.explain(err))
+		l.wrong(inSecrets, "%v", l.explain(err))
 		return
 	}
 	l.lookAtStores(ctx, externals)
@@ -79,7 +94,7 @@ func (l *looking) lookAtSecrets(ctx context.Context) {
 			one.Problem = fmt.Sprintf("ExternalSecret %s has not been synced yet; look at its status", e.name())
 		}
 		if one.Problem != "" {
-			l.wrong("%s", one.Problem)
+			l.wrong(inSecrets, "%s", one.Problem)
 		}
 		l.mu.Lock()
 		l.out.Externals = append(l.out.Externals, one)
@@ -87,18 +102,18 @@ func (l *looking) lookAtSecrets(ctx context.Context) {
 	}
 	secrets, err := l.secrets(ctx, externals)
 	if err != nil {
-		l.wrong("%v", l.explain(err))
+		l.wrong(inSecrets, "%v", l.explain(err))
 		return
 	}
 	values := seenValues(secrets, l.d)
 	for _, v := range values {
 		if !v.Good() {
-			l.wrong("%s", cmp.Or(v.Problem, fmt.Sprintf("Secret %s still holds what role %s no longer serves", v.Secret, v.Role)))
+			l.wrong(inSecrets, "%s", cmp.Or(v.Problem, fmt.Sprintf("Secret %s still holds what role %s no longer serves", v.Secret, v.Role)))
 		}
 	}
 	for _, one := range secrets {
 		if one.missing {
-			l.wrong("Secret %s is not there; look at the status of its ExternalSecret", one)
+			l.wrong(inSecrets, "Secret %s is not there; look at the status of its ExternalSecret", one)
 		}
 	}
 	l.mu.Lock()
@@ -122,10 +137,10 @@ func (l *looking) lookAtStores(ctx context.Context, externals []*external) {
 			one.Problem = "reading it is not permitted, so that whether it is ready is not known"
 		case err != nil:
 			one.Problem = short(l.explain(err).Error())
-			l.wrong("%s %s: %s", of, name, one.Problem)
+			l.wrong(inSecrets, "%s %s: %s", of, name, one.Problem)
 		case condition(o, "Ready", "status") != "True":
 			one.Problem = fmt.Sprintf("%s %s is not ready%s: External Secrets cannot read from Vault through it; look at its status", of, name, because(o))
-			l.wrong("%s", one.Problem)
+			l.wrong(inSecrets, "%s", one.Problem)
 		default:
 			one.Ready = true
 		}
@@ -150,14 +165,14 @@ func (l *looking) lookAtWorkloads(ctx context.Context) []corev1.Pod {
 	found := l.readWorkloads(ctx)
 	_ = g.Wait()
 	if failed != nil {
-		l.wrong("%v", l.explain(failed))
+		l.wrong(inPods, "%v", l.explain(failed))
 		return nil
 	}
 	var out []corev1.Pod
 	for _, w := range found {
 		own, err := theirs(all, w)
 		if err != nil {
-			l.wrong("%v", err)
+			l.wrong(inPods, "%v", err)
 			continue
 		}
 		l.lookAtWorkload(w, own)
@@ -186,7 +201,7 @@ func (l *looking) readWorkloads(ctx context.Context) []*workload {
 		g.Go(func() error {
 			some, err := l.workloads(ctx, name.Workload)
 			if err != nil {
-				l.wrong("%v", l.explain(err))
+				l.wrong(inPods, "%v", l.explain(err))
 			}
 			found[i] = some
 			return nil
@@ -243,7 +258,7 @@ func (l *looking) lookAtWorkload(w *workload, pods []corev1.Pod) {
 	}
 	if one.Problem != "" {
 		one.Problem = short(one.Problem)
-		l.wrong("%s: %s%s", w, one.Problem, l.remedy(one, found))
+		l.wrong(inPods, "%s: %s%s", w, one.Problem, l.remedy(one, found))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -284,7 +299,7 @@ func (l *looking) lookAtChecks(ctx context.Context, pods []corev1.Pod) {
 				one.Ran, one.Passed, one.Tries, one.Result = true, err == nil, 1, short(s.result)
 				if err != nil {
 					one.Result = short(err.Error())
-					l.wrong("check %d (%s): %v", one.Number, one.Type, err)
+					l.wrong(inChecks, "check %d (%s): %v", one.Number, one.Type, err)
 				} else {
 					one.InRow = 1
 				}

@@ -371,3 +371,17 @@ func inRow(c seen.Check) string {
 	}
 	return ""
 }
+
+// Recorded says who asked for a rotation, as far as Vault told.
+func Recorded(h *Header) Criterion {
+	by, c := h.RequestedBy, Criterion{Name: "Who asked is recorded", Met: true, Verdict: Met}
+	switch {
+	case h.Trigger == Scheduled:
+		c.Detail = "a schedule"
+	case by.DisplayName == "" && by.RequestID == "" && by.Accessor == "":
+		c.Met, c.Verdict, c.Detail = false, Unknown, fmt.Sprintf("the engine itself, with trigger %s", h.Trigger)
+	default:
+		c.Detail = fmt.Sprintf("%s, in request %s; the audit log of Vault has more of it", cmp.Or(by.DisplayName, "no name"), cmp.Or(by.RequestID, "without id"))
+	}
+	return c
+}

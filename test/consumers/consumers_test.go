@@ -23,6 +23,7 @@ func TestConsumers(t *testing.T) {
 			"preflight":  silentCases,
 			"failures":   failuresGoBack,
 			"held":       heldAndResumed,
+			"evidence":   evidence,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
