@@ -161,7 +161,7 @@ func TestSuccess(t *testing.T) {
 		}
 		got := verdicts()
 		for name, want := range map[string]Verdict{
-			vaultUpdated: Met, secretSynced: Met, allRestarted: Met, noErrorLogs: Unknown, healthy: Met, authWorks: Met,
+			vaultUpdated: Met, inKubernetes: Met, allRestarted: Met, noErrorLogs: Unknown, healthy: Met, authWorks: Met,
 			databaseWorks: Met, noUserErrors: Unknown, monitoringOK: Unknown,
 		} {
 			require.Equal(t, want, got[name].Verdict, "%s: %s", name, got[name].Detail)

@@ -70,7 +70,7 @@ func (r *Role) LiveEvidence() *Evidence {
 // The conditions of success of the runbook that the engine replaces, by its words.
 const (
 	vaultUpdated  = "Vault secret updated with new version"
-	secretSynced  = "Kubernetes secret synced within refresh interval"
+	inKubernetes  = "Kubernetes secret synced within refresh interval"
 	allRestarted  = "All services restarted successfully"
 	noErrorLogs   = "No error logs in application pods"
 	healthy       = "Health endpoints return 200 OK"
@@ -109,7 +109,7 @@ func Success(roles []*Evidence, proofs []*Proof) []Criterion {
 	}
 	return []Criterion{
 		s.byRole(vaultUpdated, served),
-		s.byConsumer(secretSynced, synced),
+		s.byConsumer(inKubernetes, synced),
 		s.byConsumer(allRestarted, restarted),
 		s.byConsumer(noErrorLogs, checked("logs", noErrorLogs)),
 		s.byConsumer(healthy, checked("http", healthy)),
@@ -144,7 +144,7 @@ func (s *success) byConsumer(name string, look func(*Evidence, string, *Proof) f
 		case ev.Trigger == Create, ev.Trigger == Reconcile:
 			all = append(all, found(NotApplicable, "a rotation with trigger %s changes nothing at consumers", ev.Trigger))
 			continue
-		case ev.Trigger == Retirement && name != secretSynced:
+		case ev.Trigger == Retirement && name != inKubernetes:
 			all = append(all, found(NotApplicable, "what is no longer needed is taken away, and nothing is restarted for that"))
 			continue
 		}
