@@ -234,15 +234,43 @@ func checkMap(c seen.Check) map[string]any {
 	}
 }
 
-// maxEvents bounds the timeline of a consumer.
+// maxEvents bounds the timeline of a consumer, and of several roles.
 const maxEvents = 500
 
-// eventsOf is what was seen at a consumer, in the order in which it happened.
-func eventsOf(s *seen.Consumer) []string {
-	type event struct {
-		at   time.Time
-		what string
+type event struct {
+	at   time.Time
+	what string
+}
+
+// inOrder prints events in the order in which they happened, the last of them.
+func inOrder(all []event) []string {
+	slices.SortStableFunc(all, func(a, b event) int { return a.at.Compare(b.at) })
+	if len(all) > maxEvents {
+		all = all[len(all)-maxEvents:]
 	}
+	out := make([]string, len(all))
+	for i, e := range all {
+		out[i] = formatTime(e.at) + " " + e.what
+	}
+	return out
+}
+
+// timelineOf is that of several roles.
+func timelineOf(roles []*rotation.Evidence) []string {
+	var all []event
+	for _, ev := range roles {
+		if ev == nil {
+			continue
+		}
+		for _, m := range ev.Timeline {
+			all = append(all, event{m.At, ev.Label() + ": " + m.What})
+		}
+	}
+	return inOrder(all)
+}
+
+// eventsOf is what was seen at a consumer.
+func eventsOf(s *seen.Consumer) []string {
 	var all []event
 	add := func(at time.Time, format string, args ...any) {
 		if !at.IsZero() {
@@ -275,13 +303,5 @@ func eventsOf(s *seen.Consumer) []string {
 			add(s.At, "check %d (%s, %s): %s", c.Number, c.Type, c.Target, c.Result)
 		}
 	}
-	slices.SortStableFunc(all, func(a, b event) int { return a.at.Compare(b.at) })
-	if len(all) > maxEvents {
-		all = all[len(all)-maxEvents:]
-	}
-	out := make([]string, len(all))
-	for i, e := range all {
-		out[i] = formatTime(e.at) + " " + e.what
-	}
-	return out
+	return inOrder(all)
 }

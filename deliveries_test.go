@@ -2,6 +2,7 @@ package harmonyflow
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,37 @@ func TestDeliveriesAreShown(t *testing.T) {
 	}}, web["secrets"])
 	require.NotContains(t, one, "more_consumers")
 	require.Contains(t, strings.Join(one["criteria"].([]string), "\n"), "met: Who asked is recorded (tester, in request ")
+}
+
+// Of several roles there is one timeline, and one list of conditions.
+func TestSeveralRolesAreShown(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(2))
+	m.connect("cache", server.Addr, nil)
+	for i, name := range []string{"app", "web"} {
+		m.adopt(name, "cache", i, map[string]any{"grace_period": "0s"})
+	}
+	all := m.ended(id(m.must("rotate/redis", nil)))
+	timeline := strings.Join(all["timeline"].([]string), "\n")
+	for _, role := range []string{"redis/app: ", "redis/web: "} {
+		for _, what := range []string{"preflight", "promote", "retire", "completed"} {
+			require.Contains(t, timeline, role+what)
+		}
+	}
+	require.True(t, slices.IsSortedFunc(all["timeline"].([]string), func(a, b string) int { return at(t, a).Compare(at(t, b)) }), timeline)
+	criteria := all["criteria"].([]string)
+	require.Len(t, criteria, 10)
+	require.Regexp(t, `^met: Vault secret updated with new version \(app: version 2 is served since .*; web: version 2 is served since `, criteria[0])
+}
+
+// at is the time at the beginning of a line.
+func at(t *testing.T, line string) time.Time {
+	t.Helper()
+	text, _, _ := strings.Cut(line, " ")
+	when, err := time.Parse(time.RFC3339Nano, text)
+	require.NoError(t, err)
+	return when
 }
 
 // A cluster that does not answer costs verify its time there, and what the target

@@ -51,7 +51,7 @@ func (b *backend) pathRotations() []*framework.Path {
 						"started":      stringField("RFC 3339."), "finished": stringField("RFC 3339."),
 						"roles": mapField("Version, state, phase and error of each role, by name."),
 						"units": {Type: framework.TypeSlice, Description: "Roles that go forward or back together."}, "children": listField("Rotations that a large request was split into."), "parent": stringField("Rotation this one is a part of."),
-						"timeline": listField("What happened when, of a rotation of one role."), "check_until": stringField("Until when consumers have to read what was published, RFC 3339."),
+						"timeline": listField("What happened when; of several roles each line names its role, and there are the last 500."), "check_until": stringField("Until when consumers have to read what was published, RFC 3339."),
 						"criteria":        listField("What a rotation has to show, a line each: met, not met, pending, unknown or not applicable, the condition, and what was seen of it."),
 						"consumers":       {Type: framework.TypeSlice, Description: "One entry a consumer and direction: outcome, external_secrets, secrets, workloads, pods and checks, each with what was seen of it and when (RFC 3339), and a timeline of them. No values, and nothing made of values."},
 						"more_consumers":  intField("How many consumers are left out; read them with consumer=."),
@@ -159,6 +159,7 @@ func (b *backend) readRotation(ctx context.Context, req *logical.Request, d *fra
 	if len(parts) == 1 {
 		return resp, b.detail(ctx, req, h, parts[0], data)
 	}
+	data["timeline"] = timelineOf(all)
 	return resp, nil
 }
 
