@@ -68,14 +68,14 @@ func TestSeveralRolesAreShown(t *testing.T) {
 			require.Contains(t, timeline, role+what)
 		}
 	}
-	require.True(t, slices.IsSortedFunc(all["timeline"].([]string), func(a, b string) int { return at(t, a).Compare(at(t, b)) }), timeline)
+	require.True(t, slices.IsSortedFunc(all["timeline"].([]string), func(a, b string) int { return lineTime(t, a).Compare(lineTime(t, b)) }), timeline)
 	criteria := all["criteria"].([]string)
 	require.Len(t, criteria, 10)
 	require.Regexp(t, `^met: Vault secret updated with new version \(app: version 2 is served since .*; web: version 2 is served since `, criteria[0])
 }
 
-// at is the time at the beginning of a line.
-func at(t *testing.T, line string) time.Time {
+// lineTime is the time at the beginning of a line.
+func lineTime(t *testing.T, line string) time.Time {
 	t.Helper()
 	text, _, _ := strings.Cut(line, " ")
 	when, err := time.Parse(time.RFC3339Nano, text)

@@ -91,7 +91,7 @@ func (s *scene) provenAtWeb(told map[string]any) int {
 	}
 	facts := 0
 	external := first(t, web["external_secrets"])
-	require.Equal(t, []any{"app", true, "1h"}, []any{external["name"], external["ready"], external["refresh_interval"]})
+	require.Equal(t, []any{"app", true, "1h0m0s"}, []any{external["name"], external["ready"], external["refresh_interval"]})
 	forced := when(external["forced_at"])
 	require.False(t, when(external["refreshed_at"]).Before(forced.Add(-time.Second)))
 	require.NotEmpty(t, external["synced_version"])
