@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -269,13 +270,25 @@ func timelineOf(roles []*rotation.Evidence) []string {
 	return inOrder(all)
 }
 
-// eventsOf is what was seen at a consumer.
+// eventsOf is what was seen at a consumer. Kubernetes keeps seconds: within one, it is
+// told in the order in which a delivery goes.
 func eventsOf(s *seen.Consumer) []string {
 	var all []event
 	add := func(at time.Time, format string, args ...any) {
 		if !at.IsZero() {
-			all = append(all, event{at, fmt.Sprintf(format, args...)})
+			all = append(all, event{at.Truncate(time.Second), fmt.Sprintf(format, args...)})
 		}
+	}
+	addPod := func(p seen.Pod) {
+		add(p.Created, "%s: pod %s was created", p.Workload, p.Name)
+		add(p.Ready, "%s: pod %s became ready on %s", p.Workload, p.Name, cmp.Or(p.Node, "no node"))
+		if p.Problem != "" {
+			add(s.At, "%s: pod %s: %s", p.Workload, p.Name, p.Problem)
+		}
+	}
+	pods := map[string][]seen.Pod{}
+	for _, p := range s.Pods {
+		pods[p.Workload] = append(pods[p.Workload], p)
 	}
 	for _, e := range s.Externals {
 		add(e.Forced, "ExternalSecret %s: told to sync", e.Name)
@@ -289,13 +302,15 @@ func eventsOf(s *seen.Consumer) []string {
 	}
 	for _, w := range s.Workloads {
 		add(w.Restarted, "%s: restarted", w.Label())
+		for _, p := range pods[w.Label()] {
+			addPod(p)
+		}
 		add(w.Complete, "%s: complete, %d of %d pods are new and ready", w.Label(), w.Ready, w.Replicas)
+		delete(pods, w.Label())
 	}
-	for _, p := range s.Pods {
-		add(p.Created, "%s: pod %s was created", p.Workload, p.Name)
-		add(p.Ready, "%s: pod %s became ready on %s", p.Workload, p.Name, cmp.Or(p.Node, "no node"))
-		if p.Problem != "" {
-			add(s.At, "%s: pod %s %s", p.Workload, p.Name, p.Problem)
+	for _, label := range slices.Sorted(maps.Keys(pods)) { // of workloads that are not kept
+		for _, p := range pods[label] {
+			addPod(p)
 		}
 	}
 	for _, c := range s.Checks {
