@@ -251,10 +251,8 @@ func (l *looking) lookAtWorkload(w *workload, pods []corev1.Pod) {
 	case w.left != "":
 		one.Problem = w.left
 	}
-	for _, p := range found {
-		if p.Problem != "" && (one.Problem == "" || !p.New) && !strings.Contains(one.Problem, "pod ") {
-			one.Problem = strings.TrimPrefix(one.Problem+"; pod "+p.Name+": "+p.Problem, "; ")
-		}
+	if p := telling(found); p != nil {
+		one.Problem = strings.TrimPrefix(one.Problem+"; pod "+p.Name+": "+p.Problem, "; ")
 	}
 	if one.Problem != "" {
 		one.Problem = short(one.Problem)
@@ -263,6 +261,17 @@ func (l *looking) lookAtWorkload(w *workload, pods []corev1.Pod) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.out.Workloads, l.out.Pods = append(l.out.Workloads, one), append(l.out.Pods, found...)
+}
+
+// telling is the pod that says most about what is wrong with a workload, or nil.
+func telling(pods []seen.Pod) (out *seen.Pod) {
+	for i := range pods {
+		p := &pods[i]
+		if p.Problem != "" && (out == nil || strings.Contains(p.Problem, "waits: ") && !strings.Contains(out.Problem, "waits: ")) {
+			out = p
+		}
+	}
+	return out
 }
 
 // marks reports whether a mark is one of the rotation that made what is served: of

@@ -173,7 +173,10 @@ func TestLook(t *testing.T) {
 			p.Status.ContainerStatuses[0].State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}
 			p.Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 1}
 			p.Status.ContainerStatuses[0].RestartCount = 3
-			s.objects[pathOfPods] = podList(p)
+			other := podOfWeb("web-1-0", noon, "r1-1")
+			other.Status.Conditions[0].Status = corev1.ConditionFalse
+			s.objects[pathOfWeb].(*appsv1.Deployment).Status.AvailableReplicas = 0
+			s.objects[pathOfPods] = podList(other, p)
 		}},
 		"check 1 (pods): no pod of namespace app has the labels app=gone": {
 			with: func(s *still) {},

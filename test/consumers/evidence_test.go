@@ -228,7 +228,7 @@ func (s *scene) breakAndMend(ill *atomic.Bool) (told int) {
 	s.verified("CrashLoopBackOff")
 	told++
 	s.sim.CrashWhen(nil)
-	_, err = s.cluster.Kubectl(s.ctx, "delete", "pod", "worker-1", "-n", s.ns, "--wait=false")
+	_, err = s.cluster.Kubectl(s.ctx, "delete", "pods", "-n", s.ns, "-l", "app=worker", "--wait=false")
 	require.NoError(t, err)
 	s.verified("")
 	return told
