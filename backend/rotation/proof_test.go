@@ -19,8 +19,11 @@ import (
 // Whatever becomes of a write of what was seen, the rotation ends as it would have,
 // and what is kept is whole and there once.
 func TestFaultsAtProofs(t *testing.T) {
-	points := 0
-	for _, strategy := range []kind.Strategy{kind.Overlap, kind.Swap} {
+	points, strategies := 0, []kind.Strategy{kind.Overlap, kind.Swap}
+	if stride > 1 { // the race detector makes it many times slower
+		strategies = strategies[:1]
+	}
+	for _, strategy := range strategies {
 		for _, crash := range []bool{false, true} {
 			for _, f := range storageWriteFaults {
 				for k := 1; ; k++ {
@@ -52,7 +55,7 @@ func TestFaultsAtProofs(t *testing.T) {
 		}
 	}
 	fmt.Printf("proofs: %d faults at writes of what was seen at consumers\n", points)
-	require.Greater(t, points, 100)
+	require.Greater(t, points, 50*len(strategies))
 }
 
 // A consumer of 200 workloads and 2000 pods is kept in entries that storage takes:
