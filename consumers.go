@@ -9,6 +9,7 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/consumer"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/seen"
 )
 
 // deliverer is rotation.Deliverer: it reads a consumer at each call, so that a change
@@ -44,13 +45,21 @@ func (d deliverer) Deliver(ctx context.Context, step rotation.Phase, what rotati
 		rotation.Sync: d.clusters.Sync, rotation.Restart: d.clusters.Restart, rotation.Check: d.clusters.Check,
 	}[step]
 	p := call(ctx, c, consumer.Delivery{ID: what.ID, Since: what.Since, Holds: values(what.Holds), Lacks: values(what.Lacks), Undone: values(what.Undone)})
-	return rotation.Progress{Done: p.Done, Err: p.Err, Waits: p.Waits, Told: p.Told}
+	return rotation.Progress{Done: p.Done, Err: p.Err, Waits: p.Waits, Told: p.Told, Seen: p.Seen}
+}
+
+func (d deliverer) Look(ctx context.Context, what rotation.Delivery) *seen.Consumer {
+	c, err := d.consumers.Must(ctx, what.Consumer)
+	if err != nil {
+		return &seen.Consumer{At: time.Now().UTC(), Error: err.Error()}
+	}
+	return d.clusters.Look(ctx, c, consumer.Delivery{ID: what.ID, Since: what.Since, Holds: values(what.Holds), Lacks: values(what.Lacks)})
 }
 
 func values(shown []rotation.Shown) []consumer.Value {
 	out := make([]consumer.Value, len(shown))
 	for i, s := range shown {
-		out[i] = consumer.Value{Role: s.Role, Secret: s.Value}
+		out[i] = consumer.Value{Role: s.Role, Field: s.Field, Secret: s.Value}
 	}
 	return out
 }

@@ -227,7 +227,7 @@ func (m *mount) reply(req *logical.Request, resp *logical.Response, err error) r
 	return r
 }
 
-var dynamicKey = regexp.MustCompile(`^([a-z]+(-[a-z]+)*/[^/]+|node .+)$`)
+var dynamicKey = regexp.MustCompile(`^([a-z]+(-[a-z]+)*/[^/]+|(node|consumer) .+)$`)
 
 // check holds an answer to what its path declares.
 func (m *mount) check(req *logical.Request, resp *logical.Response, r reply) {

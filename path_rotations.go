@@ -19,7 +19,9 @@ func (b *backend) pathRotations() []*framework.Path {
 		"after": {Type: framework.TypeString, Query: true, Description: "Only rotations started before the one with this id: the last one of the page before."},
 		"limit": {Type: framework.TypeInt64, Query: true, Default: int64(100), Description: "At most so many; 1 to 1000. Default 100."},
 	}
-	one := map[string]*framework.FieldSchema{"id": idField}
+	one := map[string]*framework.FieldSchema{"id": idField, "consumer": {
+		Type: framework.TypeString, Query: true, Description: "Show this consumer alone. Without it, the first 20 by name.",
+	}}
 	lists := operation{call: b.listRotations, summary: "List rotations, newest first.", verb: "list", suffix: "rotations", fields: keyInfoFields}
 	reads := lists
 	reads.verb, reads.suffix = "read", "rotations-list"
@@ -49,8 +51,10 @@ func (b *backend) pathRotations() []*framework.Path {
 						"started":      stringField("RFC 3339."), "finished": stringField("RFC 3339."),
 						"roles": mapField("Version, state, phase and error of each role, by name."),
 						"units": {Type: framework.TypeSlice, Description: "Roles that go forward or back together."}, "children": listField("Rotations that a large request was split into."), "parent": stringField("Rotation this one is a part of."),
-						"timeline": listField("What happened when, of a rotation of one role."), "check_until": stringField("Until when consumers have to read what was published, RFC 3339."),
-						"criteria":        listField("What a rotation has to show, and what was seen."),
+						"timeline": listField("What happened when; of several roles each line names its role, and there are the last 500."), "check_until": stringField("Until when consumers have to read what was published, RFC 3339."),
+						"criteria":        listField("What a rotation has to show, a line each: met, not met, pending, unknown or not applicable, the condition, and what was seen of it."),
+						"consumers":       {Type: framework.TypeSlice, Description: "One entry a consumer and direction: outcome, external_secrets, secrets, workloads, pods and checks, each with what was seen of it and when (RFC 3339), and a timeline of them. No values, and nothing made of values."},
+						"more_consumers":  intField("How many consumers are left out; read them with consumer=."),
 						"already_running": listField("Roles that were in a rotation already."),
 						"nodes":           listField("Nodes of the target, of a rotation of one role."), "missed_nodes": listField("Nodes that were passed over."),
 						"previous_sessions": stringField("Who was seen to use the previous version in its grace, of a rotation of one role; under roles for each of several."),
@@ -59,9 +63,11 @@ func (b *backend) pathRotations() []*framework.Path {
 					},
 				}.handler(one),
 			},
-			DisplayAttrs:    &framework.DisplayAttributes{OperationPrefix: operationPrefix},
-			HelpSynopsis:    "Progress and evidence of a rotation.",
-			HelpDescription: "What each role is doing or has come to, the timeline, and what was seen of each condition of success. No secret is in it.",
+			DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
+			HelpSynopsis: "Progress and evidence of a rotation.",
+			HelpDescription: `What each role is doing or has come to, the timeline, and what was seen of each condition of success. Of each
+consumer there is a line, named after it, and what was seen of every ExternalSecret, Secret, workload, pod and check,
+with times; of very many, what is bad and the first of the others, and how many more there are. No secret is in it.`,
 		},
 		{
 			Pattern: "cancel/(?P<id>[^/]+)",
@@ -142,9 +148,20 @@ func (b *backend) readRotation(ctx context.Context, req *logical.Request, d *fra
 		data["children"] = h.Children
 	}
 	data["units"] = unitMaps(h, parts)
+	if len(h.Children) > 0 {
+		return resp, nil // each of them has its own
+	}
+	all, err := b.engine.Store().Evidences(ctx, h, parts)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.describeDeliveries(ctx, h, all, d.Get("consumer").(string), data); err != nil {
+		return nil, err
+	}
 	if len(parts) == 1 {
 		return resp, b.detail(ctx, req, h, parts[0], data)
 	}
+	data["timeline"] = timelineOf(all)
 	return resp, nil
 }
 
@@ -203,9 +220,9 @@ func (b *backend) detail(ctx context.Context, req *logical.Request, h *rotation.
 		return err
 	}
 	data["timeline"], data["nodes"], data["missed_nodes"] = lines(ev.Timeline), orEmpty(ev.Nodes), orEmpty(ev.Missed)
-	criteria := make([]string, len(ev.Criteria))
-	for i, c := range ev.Criteria {
-		criteria[i] = c.Line()
+	criteria, _ := data["criteria"].([]string)
+	for _, c := range ev.Criteria {
+		criteria = append(criteria, c.Line())
 	}
 	data["criteria"] = criteria
 	describeUsage(ev.Usage, data)

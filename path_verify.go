@@ -28,6 +28,7 @@ func (b *backend) pathVerify() []*framework.Path {
 					"follow": stringField("The next command to type."), "state": stringField("State of the role."),
 					"version": intField("Current version."), "checks": {Type: framework.TypeSlice, Description: "One entry a node: what it accepts, by version."},
 					"notes":                  listField("Worth knowing."),
+					"consumers":              {Type: framework.TypeSlice, Description: "One entry a consumer, as at rotations/<id>: stores, external_secrets, secrets, workloads, pods and checks as they are now. Checks that would change something are not made. What does not answer within 25 seconds is told as an error of its consumer."},
 					"sessions":               stringField("Who may still be logged in with the previous version, in a sentence."),
 					"previous_sessions":      intField("How many sessions there are of that kind; absent where nobody can tell."),
 					"previous_clients":       mapField("How many of them each client has, by address and name."),
@@ -37,9 +38,11 @@ func (b *backend) pathVerify() []*framework.Path {
 			}.handler(fields),
 		},
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix},
-		HelpSynopsis: "A live list of what each node accepts.",
+		HelpSynopsis: "A live list of what each node accepts, and of what consumers run with.",
 		HelpDescription: `Logs in at every node with every version that is kept, and says which are accepted. Beside the fields below
-there is one line a node, named after it. Nothing is changed.`,
+there is one line a node, named after it. Of each consumer of the role it is told whether External Secrets can read from
+Vault, whether the Secrets hold what is served (by key, never the values), whether the workloads are complete and their
+pods from after the last change, and whether the checks that only read pass. Nothing is changed.`,
 	}}
 }
 
@@ -48,7 +51,7 @@ func (b *backend) verify(ctx context.Context, req *logical.Request, d *framework
 	if err != nil {
 		return nil, err
 	}
-	rep, err := b.engine.ExamineSessions(ctx, r.Name)
+	rep, err := b.engine.LookAt(ctx, r.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -67,6 +70,7 @@ func (b *backend) verify(ctx context.Context, req *logical.Request, d *framework
 	data["ok"], data["checks"] = allGood, checks
 	data["summary"], data["follow"] = verdict(rep, allGood, req.MountPoint)
 	describeSessions(rep, data)
+	describeConsumersNow(rep, req.MountPoint, data)
 	return &logical.Response{Data: data}, nil
 }
 

@@ -25,6 +25,7 @@ func (k *clusters) Check(ctx context.Context, c *Consumer, d Delivery) Progress 
 	}
 	defer s.close()
 	s.name = "check"
+	s.looked.checks = s.seenChecks()
 	pods, proven, left, err := s.settled(ctx)
 	if err != nil || left != "" {
 		return s.unfinished(left, err)
@@ -35,6 +36,7 @@ func (k *clusters) Check(ctx context.Context, c *Consumer, d Delivery) Progress 
 		if waits, ok := err.(notYet); ok { //nolint:errorlint // it is never wrapped
 			return s.waits("check %d (%s): %v", i+1, check.Type, waits)
 		}
+		s.sawCheck(i, err)
 		if err != nil {
 			return s.failed(fmt.Errorf("check %d (%s): %w", i+1, check.Type, err))
 		}
@@ -50,6 +52,7 @@ func (s *step) settled(ctx context.Context) (pods []corev1.Pod, since time.Time,
 	if err != nil {
 		return nil, since, "", err
 	}
+	s.looked.changed = changed
 	waves, err := s.waves(ctx)
 	if err != nil {
 		return nil, since, "", err
@@ -136,6 +139,7 @@ func (s *step) well(ctx context.Context, r ref, changed, before time.Time) (newe
 		return before, "", err
 	}
 	left, err = s.look(w, pods, changed)
+	s.saw(r, left, err)
 	s.concluded(r, err == nil && left == "", pods)
 	if err != nil || left != "" {
 		return before, left, err
@@ -157,12 +161,14 @@ func (s *step) long(ctx context.Context, r ref, w *workload, before time.Time) (
 			continue
 		}
 		if left := unsettled(p, s.now, s.c.Stabilization); left != "" {
+			s.saw(r, left, nil)
 			return newest, fmt.Sprintf("%s: %s", w, left), nil
 		}
 		if _, at := ready(p); at.After(newest) {
 			newest = at
 		}
 	}
+	s.saw(r, "", nil)
 	return newest, "", nil
 }
 
@@ -203,12 +209,14 @@ func badly(format string, args ...any) error { return bad{fmt.Errorf(format, arg
 // definite once it has been for as long as the check may take: programs are ready
 // before they have done everything.
 func (s *step) check(ctx context.Context, c *Check, pods []corev1.Pod, proven time.Time) error {
+	s.tries, s.inRow = 0, 0
 	for i := range max(c.Times, 1) {
 		if i > 0 {
 			if err := pause(ctx); err != nil {
 				return err
 			}
 		}
+		s.tries++
 		err := s.checkOnce(ctx, c, pods, i)
 		found, isBad := err.(bad) //nolint:errorlint // it is never wrapped
 		_, early := err.(notYet)  //nolint:errorlint // nor is that
@@ -218,6 +226,7 @@ func (s *step) check(ctx context.Context, c *Check, pods []corev1.Pod, proven ti
 		case !isBad && err != nil:
 			return s.explain(err)
 		case !isBad:
+			s.inRow++
 		case s.now.Sub(proven) > timeoutOf(c):
 			return kind.Definitely("%w", found.error)
 		default:

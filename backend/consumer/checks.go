@@ -60,6 +60,7 @@ func (s *step) checkURL(ctx context.Context, c *Check) error {
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
+	s.result = fmt.Sprintf("answered with %d", resp.StatusCode)
 	return expectStatus(c.Expect, resp.StatusCode, hostOf(c.URL))
 }
 
@@ -132,6 +133,7 @@ func (s *step) checkService(ctx context.Context, c *Check) error {
 	if err := proxyError(resp); err != nil {
 		return err
 	}
+	s.result = fmt.Sprintf("answered with %d", resp.StatusCode)
 	return expectStatus(c.Expect, resp.StatusCode, "Service "+c.Service)
 }
 
@@ -228,6 +230,7 @@ func (s *step) checkLogs(ctx context.Context, c *Check, pods []corev1.Pod, round
 	if unread > 0 {
 		return notYet{fmt.Errorf("of %d logs %d have still to be read", len(logs), unread)}
 	}
+	s.result = fmt.Sprintf("no line of %d containers matches", len(logs))
 	return nil
 }
 
@@ -305,5 +308,6 @@ func (s *step) checkPods(ctx context.Context, c *Check) error {
 	if n == 0 {
 		return badly("no pod of namespace %s has the labels %s", s.c.Namespace, c.Selector)
 	}
+	s.result = fmt.Sprintf("%d pods are ready", n)
 	return nil
 }

@@ -228,6 +228,10 @@ type step struct {
 	view view
 	// memory is of the delivery; what it lacks is read.
 	memory *memory
+	// looked is what was read, and tries, inRow and result are of the last check.
+	looked       looked
+	tries, inRow int
+	result       string
 	// lacks: rights are missing, and so errors say nothing new.
 	lacks bool
 }
@@ -252,13 +256,19 @@ func (s *step) tell(format string, args ...any) {
 	s.told = append(s.told, fmt.Sprintf(format, args...))
 }
 
-func (s *step) done() Progress { return Progress{Done: true, Told: s.told} }
-
-func (s *step) waits(format string, args ...any) Progress {
-	return Progress{Waits: fmt.Sprintf(format, args...), Told: s.told}
+func (s *step) done() Progress {
+	return Progress{Done: true, Told: s.told, Seen: s.evidence(true, "")}
 }
 
-func (s *step) failed(err error) Progress { return Progress{Err: s.explain(err), Told: s.told} }
+func (s *step) waits(format string, args ...any) Progress {
+	waits := fmt.Sprintf(format, args...)
+	return Progress{Waits: waits, Told: s.told, Seen: s.evidence(false, waits)}
+}
+
+func (s *step) failed(err error) Progress {
+	err = s.explain(err)
+	return Progress{Err: err, Told: s.told, Seen: s.evidence(false, err.Error())}
+}
 
 // failedBefore is the progress of a step that could not begin.
 func failedBefore(err error) Progress { return Progress{Err: err} }

@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/seen"
 )
 
 // Mode is who restarts the workloads of a consumer.
@@ -92,6 +94,7 @@ type Delivery struct {
 // Value is what a role serves, or no longer does. It prints as its role alone.
 type Value struct {
 	Role   string
+	Field  string // what it is called where it is published; "" where that is not known
 	Secret string
 }
 
@@ -120,6 +123,8 @@ type Progress struct {
 	Waits string
 	// Told is what was done and seen by this call, a line each, without secrets.
 	Told []string
+	// Seen is the same of every object, as far as the call looked.
+	Seen *seen.Consumer
 }
 
 // Clusters are the steps. Each is idempotent, bounded by its context, and may be
@@ -129,4 +134,8 @@ type Clusters interface {
 	Sync(ctx context.Context, c *Consumer, d Delivery) Progress
 	Restart(ctx context.Context, c *Consumer, d Delivery) Progress
 	Check(ctx context.Context, c *Consumer, d Delivery) Progress
+	// Look shows how things stand, changes nothing, and answers with what it could see
+	// until the context ended. The ID of its delivery is that of the rotation that made
+	// what is served, and Since when the Secrets got it, zero where nobody knows.
+	Look(ctx context.Context, c *Consumer, d Delivery) *seen.Consumer
 }

@@ -16,9 +16,9 @@ func TestHeldAllAlong(t *testing.T) {
 	t.Parallel()
 	const served, undone = "what-was-before", "what-has-failed"
 	back := delivery("r1-2", served)
-	back.Undone = []Value{{back.Holds[0].Role, undone}}
+	back.Undone = []Value{{Role: back.Holds[0].Role, Secret: undone}}
 	ring := delivery("r1-2", served)
-	ring.Undone = []Value{{"another", undone}}
+	ring.Undone = []Value{{Role: "another", Secret: undone}}
 	for name, c := range map[string]struct {
 		secrets []*secret
 		d       Delivery

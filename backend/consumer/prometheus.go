@@ -71,6 +71,7 @@ func (s *step) checkPrometheus(ctx context.Context, c *Check) error {
 			return badly("the query gives %g, and %s is expected", v, strings.TrimSpace(c.Expect))
 		}
 	}
+	s.result = fmt.Sprintf("%d results, the first is %g, %s is expected", len(values), values[0], strings.TrimSpace(c.Expect))
 	return nil
 }
 

@@ -91,6 +91,7 @@ func (s *step) waves(ctx context.Context) ([][]ref, error) {
 		}
 	}
 	s.view.many = len(seen) > few
+	s.looked.waves = out
 	return out, nil
 }
 
@@ -220,13 +221,25 @@ func (s *step) podsOf(ctx context.Context, r ref, w *workload) ([]corev1.Pod, er
 	if err != nil || selector == nil {
 		return all, err
 	}
-	var out []corev1.Pod
+	return selectPods(all, selector), nil
+}
+
+func selectPods(all []corev1.Pod, selector labels.Selector) (out []corev1.Pod) {
 	for _, p := range all {
 		if selector.Matches(labels.Set(p.Labels)) {
 			out = append(out, p)
 		}
 	}
-	return out, nil
+	return out
+}
+
+// podsListed are the pods of a workload, as far as this look has listed them.
+func (s *step) podsListed(r ref, w *workload) []corev1.Pod {
+	selector, err := metav1.LabelSelectorAsSelector(w.selector)
+	if err != nil {
+		return nil
+	}
+	return selectPods(s.view.pods[r], selector)
 }
 
 // listed are the pods that belong to a workload by the name of their owner, listed

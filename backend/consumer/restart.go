@@ -28,6 +28,7 @@ func (k *clusters) Restart(ctx context.Context, c *Consumer, d Delivery) Progres
 	if err != nil {
 		return s.failed(err)
 	}
+	s.looked.changed = changed
 	waves, err := s.waves(ctx)
 	if err != nil {
 		return s.failed(err)
@@ -169,6 +170,11 @@ func (s *step) judge(ctx context.Context, r ref, w *workload, changed time.Time)
 		return "", false, err
 	}
 	left, begun, err = s.lookAtOne(w, pods, changed)
+	if err == nil && !begun {
+		s.saw(r, "has not been restarted yet", nil)
+	} else {
+		s.saw(r, left, err)
+	}
 	s.concluded(r, err == nil && begun && left == "", pods)
 	return left, begun, err
 }
@@ -202,6 +208,7 @@ func (s *step) guess(ctx context.Context, r ref, changed time.Time) (left string
 		return "", isUnsure, nil
 	case k.proven && k.step == s.name:
 		if left, begun, err := s.lookAtOne(k.w, pods, changed); err == nil && begun && left == "" {
+			s.saw(r, "", nil)
 			return "", isProven, nil
 		}
 		return "", isUnsure, nil
@@ -219,6 +226,7 @@ func (s *step) guess(ctx context.Context, r ref, changed time.Time) (left string
 	case err == nil && left == "":
 		return "", isUnread, nil
 	case err == nil && s.now.Sub(k.at) < readAgain:
+		s.saw(r, left, nil)
 		return left, isWaiting, nil
 	}
 	return "", isUnsure, nil

@@ -204,5 +204,5 @@ func TestRestarters(t *testing.T) {
 
 func TestValuesPrintAsTheirRole(t *testing.T) {
 	t.Parallel()
-	require.NotContains(t, fmt.Sprintf("%v %+v %#v %s", Value{"db", "a-secret"}, delivery("r", "a-secret"), []Value{{"db", "a-secret"}}, &secret{name: "s", data: map[string][]byte{"a": []byte("a-secret")}}), "a-secret")
+	require.NotContains(t, fmt.Sprintf("%v %+v %#v %s", Value{Role: "db", Secret: "a-secret"}, delivery("r", "a-secret"), []Value{{Role: "db", Field: "password", Secret: "a-secret"}}, &secret{name: "s", data: map[string][]byte{"a": []byte("a-secret")}}), "a-secret")
 }

@@ -37,6 +37,7 @@ func (k *clusters) Sync(ctx context.Context, c *Consumer, d Delivery) Progress {
 	if err != nil {
 		return s.failed(err)
 	}
+	s.looked.externals = externals
 	for _, e := range externals {
 		if err := s.force(ctx, e, ""); err != nil {
 			return s.failed(err)
@@ -50,6 +51,7 @@ func (k *clusters) Sync(ctx context.Context, c *Consumer, d Delivery) Progress {
 	if err != nil {
 		return s.failed(err)
 	}
+	s.looked.secrets = secrets
 	if left != "" {
 		if !heldAllAlong(secrets, d) {
 			return s.unfinished(left, notSynced)

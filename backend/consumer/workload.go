@@ -40,6 +40,8 @@ type workload struct {
 	template              corev1.PodTemplateSpec
 	selector              *metav1.LabelSelector
 	want                  int32
+	wave                  int    // of the consumer, from 1
+	revision              string // of the template, as the controller counts or names it
 	paused                bool
 	strategy              string // of a StatefulSet or DaemonSet
 	partition             int32
@@ -68,7 +70,8 @@ func replicas(n *int32) int32 {
 func ofDeployment(d *appsv1.Deployment) *workload {
 	w := &workload{
 		kind: deployment, namespace: d.Namespace, name: d.Name, meta: d.ObjectMeta, template: d.Spec.Template, selector: d.Spec.Selector,
-		want: replicas(d.Spec.Replicas), paused: d.Spec.Paused, seen: d.Generation <= d.Status.ObservedGeneration,
+		revision: d.Annotations["deployment.kubernetes.io/revision"],
+		want:     replicas(d.Spec.Replicas), paused: d.Spec.Paused, seen: d.Generation <= d.Status.ObservedGeneration,
 	}
 	st := d.Status
 	w.stalled = w.seen && slices.ContainsFunc(st.Conditions, func(c appsv1.DeploymentCondition) bool {
@@ -90,7 +93,8 @@ func ofDeployment(d *appsv1.Deployment) *workload {
 func ofStatefulSet(s *appsv1.StatefulSet) *workload {
 	w := &workload{
 		kind: statefulSet, namespace: s.Namespace, name: s.Name, meta: s.ObjectMeta, template: s.Spec.Template, selector: s.Spec.Selector,
-		want: replicas(s.Spec.Replicas), strategy: string(s.Spec.UpdateStrategy.Type),
+		revision: s.Status.UpdateRevision,
+		want:     replicas(s.Spec.Replicas), strategy: string(s.Spec.UpdateStrategy.Type),
 		waitsForPods: s.Spec.PodManagementPolicy != appsv1.ParallelPodManagement,
 		seen:         s.Status.ObservedGeneration != 0 && s.Generation <= s.Status.ObservedGeneration,
 	}
@@ -113,7 +117,8 @@ func ofDaemonSet(d *appsv1.DaemonSet) *workload {
 	st := d.Status
 	w := &workload{
 		kind: daemonSet, namespace: d.Namespace, name: d.Name, meta: d.ObjectMeta, template: d.Spec.Template, selector: d.Spec.Selector,
-		want: st.DesiredNumberScheduled, strategy: string(d.Spec.UpdateStrategy.Type), seen: d.Generation <= st.ObservedGeneration,
+		revision: d.Annotations["deprecated.daemonset.template.generation"],
+		want:     st.DesiredNumberScheduled, strategy: string(d.Spec.UpdateStrategy.Type), seen: d.Generation <= st.ObservedGeneration,
 	}
 	switch {
 	case !w.seen:

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/seen"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
@@ -44,6 +45,7 @@ type Delivery struct {
 // Shown is a value that a role shows to consumers. It prints as its role alone.
 type Shown struct {
 	Role  string
+	Field string // what it is called where it is published; "" where it has no name
 	Value string
 }
 
@@ -59,6 +61,8 @@ type Progress struct {
 	Waits string
 	// Told is what was done and seen, a line each.
 	Told []string
+	// Seen is the same of every object that was looked at.
+	Seen *seen.Consumer
 }
 
 // Survey is what was found at a consumer before anything is changed.
@@ -78,6 +82,10 @@ type Deliverer interface {
 	Deliver(ctx context.Context, step Phase, d Delivery) Progress
 	// Patience is how long step may take at a consumer, in all.
 	Patience(ctx context.Context, consumer string, step Phase) (time.Duration, error)
+	// Look shows how a consumer stands, and changes nothing. It answers with what could
+	// be seen until its context ended. The ID of its delivery is that of the rotation
+	// that made what is served, and Since when the consumer's Secrets got it.
+	Look(ctx context.Context, d Delivery) *seen.Consumer
 }
 
 // pollPause is how soon a step that waits for a cluster is looked at again. While
@@ -420,8 +428,9 @@ func (u *unit) alongside(self *Role, p Phase) bool {
 	})
 }
 
-// bring does what can be done now at the consumers of roles.
-func (e *Engine) bring(jobs []*job) {
+// bring does what can be done now at the consumers of roles, and returns the jobs
+// that can go on: what was proven is kept first.
+func (e *Engine) bring(jobs []*job) (live []*job) {
 	for _, j := range jobs {
 		j.facts.progress = map[string]Progress{}
 		d := &decider{role: j.role, facts: &j.facts}
@@ -444,6 +453,12 @@ func (e *Engine) bring(jobs []*job) {
 			})
 		}
 		_ = g.Wait()
+		if err := e.keepProofs(j, deliveries, results); err != nil {
+			e.o.Logger.Warn("what was seen at consumers cannot be stored; looking again", "role", j.role.Name, "error", err)
+			e.wake(j.role.lane(), j.role.Name, time.Now().Add(pause(2)))
+			continue
+		}
+		live = append(live, j)
 		for i, c := range mine {
 			j.facts.progress[c] = results[i]
 			if j.role.Run.Deadline.IsZero() { // it is for the whole phase
@@ -451,6 +466,7 @@ func (e *Engine) bring(jobs []*job) {
 			}
 		}
 	}
+	return live
 }
 
 // parallelConsumers is how many consumers of one role are worked at at once.
@@ -502,15 +518,23 @@ func (e *Engine) addShown(to *Delivery, r *Role) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
 		if fields[name] != "" {
-			to.Holds = append(to.Holds, Shown{r.Name, fields[name]})
+			to.Holds = append(to.Holds, Shown{r.Name, name, fields[name]})
 		}
 	}
 	if v := r.Get(r.Run.To); r.Run.Back && v != nil && !r.ring() && !r.Served(v.Material) {
-		to.Undone = append(to.Undone, Shown{r.Name, v.Material.Secret})
+		to.Undone = append(to.Undone, Shown{r.Name, "", v.Material.Secret})
 	}
-	if v := r.Get(r.Run.From); r.Run.Retired && v != nil && r.Spec.PreviousField != "" && !r.ring() && !r.Served(v.Material) {
-		to.Lacks = append(to.Lacks, Shown{r.Name, v.Material.Secret})
+	if v := r.replaced(); v != nil && r.Spec.PreviousField != "" && !r.ring() && !r.Served(v.Material) {
+		to.Lacks = append(to.Lacks, Shown{r.Name, "", v.Material.Secret})
 	}
+}
+
+// replaced is the version that a run has seen to be refused, or nil.
+func (r *Role) replaced() *version.Version {
+	if r.Run == nil || !r.Run.Retired {
+		return nil
+	}
+	return r.Get(r.Run.From)
 }
 
 // surveyTimeout bounds the look at a consumer before anything is changed. It asks for

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/seen"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
@@ -81,6 +82,18 @@ func (f *fakeConsumers) Survey(ctx context.Context, consumer, _ string) Survey {
 	return Survey{Err: err}
 }
 
+func (f *fakeConsumers) Look(ctx context.Context, d Delivery) *seen.Consumer {
+	if _, err := f.enter(ctx, "look"); err != nil {
+		return &seen.Consumer{Error: err.Error()}
+	}
+	w := f.w
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := w.seenLocked(Check, d)
+	out.Done = true
+	return out
+}
+
 func (f *fakeConsumers) Patience(context.Context, string, Phase) (time.Duration, error) {
 	return 5 * time.Minute, nil
 }
@@ -95,6 +108,7 @@ func (f *fakeConsumers) Deliver(ctx context.Context, step Phase, d Delivery) Pro
 		return Progress{Err: err}
 	}
 	p := w.deliverLocked(step, d)
+	p.Seen = w.seenLocked(step, d)
 	w.logLocked("cluster %s %s by %s: done %t%s %s", step, d.Consumer, d.ID[len(d.ID)-2:], p.Done, note(p.Err), p.Waits)
 	w.checkLocked()
 	switch what {
@@ -156,7 +170,7 @@ func (w *world) deliverLocked(step Phase, d Delivery) Progress {
 
 // checkUndone: a way back names what it takes away, and nothing that is served.
 func (w *world) checkUndone(d Delivery) {
-	if !strings.HasSuffix(d.ID, "-2") {
+	if !strings.HasSuffix(d.ID, "2") {
 		if len(d.Undone) > 0 {
 			w.violateLocked("delivery %s goes ahead, and takes back %v", d.ID, d.Undone)
 		}
@@ -172,6 +186,83 @@ func (w *world) checkUndone(d Delivery) {
 	for _, u := range d.Undone {
 		if r := w.roles[u.Role]; r.With(version.Current).Material.Secret == u.Value {
 			w.violateLocked("delivery %s takes back what role %s serves", d.ID, u.Role)
+		}
+	}
+}
+
+// seenLocked is what a look at a consumer shows, by the step.
+func (w *world) seenLocked(step Phase, d Delivery) *seen.Consumer {
+	out := &seen.Consumer{Connection: "cluster", Namespace: "ns", Mode: "restart", At: time.Now().UTC()}
+	switch step {
+	case Sync:
+		out.Externals = []seen.External{{Name: d.Consumer, Ready: true, Refreshed: time.Now().UTC()}}
+		for _, h := range d.Holds {
+			out.Values = append(out.Values, seen.Value{Role: h.Role, Field: h.Field, Keys: []string{"key"}, Held: true})
+		}
+	case Restart, Check:
+		out.Workloads = []seen.Workload{{Kind: "Deployment", Name: d.Consumer, Replicas: 1, New: 1, Ready: 1}}
+		pod := seen.Pod{Workload: "Deployment/" + d.Consumer, Name: d.Consumer + "-0", New: true}
+		for _, m := range w.clusters.secret[d.Consumer] {
+			if w.clusters.bad[m.Secret] {
+				pod.Problem = "waits: CrashLoopBackOff"
+				out.Workloads[0].Problem = "pod waits: CrashLoopBackOff"
+			}
+		}
+		out.Pods = []seen.Pod{pod}
+		if step == Check {
+			out.Checks = []seen.Check{{Number: 1, Type: "http", Target: "web", Ran: true, Passed: true, Result: "answered with 200", Tries: 1, InRow: 1, Times: 1}}
+		}
+	}
+	out.Count()
+	return out
+}
+
+// checkProofs: what was seen at consumers is kept once, whatever was done twice, and
+// a delivery that was proven has all of its steps. rotations are those that are kept.
+func (w *world) checkProofs(h *Header) {
+	if !w.shape.consumers {
+		return
+	}
+	ctx, st := context.Background(), NewStore(&w.inner)
+	proofs, more, err := st.Proofs(ctx, h.ID, "", maxProofs, true)
+	if err != nil || more != 0 {
+		w.violateLocked("proofs of %s: %d more, %v", h.ID, more, err)
+	}
+	known := map[string]bool{}
+	for _, p := range proofs {
+		if known[p.Consumer+p.Way] {
+			w.violateLocked("consumer %s has two proofs of way %s in rotation %s", p.Consumer, p.Way, h.ID)
+		}
+		known[p.Consumer+p.Way] = true
+	}
+	for _, part := range h.Roles {
+		r := w.roles[part.Role]
+		if r == nil || part.State != Completed || h.Trigger == Create || h.Trigger == Reconcile || h.Trigger == Retirement {
+			continue
+		}
+		for _, c := range r.Consumers {
+			i := slices.IndexFunc(proofs, func(p *Proof) bool { return p.Consumer == c && p.Way == WayForward })
+			if i < 0 || !slices.Equal(proofs[i].Steps, deliverySteps) || proofs[i].State() != "proven" {
+				w.violateLocked("rotation %s of role %s completed, and what was seen at consumer %s is not kept", h.ID, r.Name, c)
+				continue
+			}
+			if all := proofs[i].All(); len(all.Pods) != 1 || len(all.Externals) != 1 || len(all.Checks) != 1 || len(all.Workloads) != 1 || len(all.Values) == 0 {
+				w.violateLocked("what is kept of consumer %s in rotation %s is not whole: %+v", c, h.ID, all)
+			}
+		}
+	}
+}
+
+// noteProof: what is kept of consumers fits, and no secret is in it.
+func (w *world) noteProof(key string, value []byte) {
+	if len(value) > maxSmallEntry {
+		w.violateLocked("%s has %d bytes", key, len(value))
+	}
+	for _, r := range w.roles {
+		for _, v := range r.Versions {
+			if v.Material.Secret != "" && strings.Contains(string(value), `"`+v.Material.Secret+`"`) {
+				w.violateLocked("%s holds a secret of role %s", key, r.Name)
+			}
 		}
 	}
 }

@@ -42,5 +42,7 @@
 // decide.go is the machine: state, facts and a clock in, one step out, no I/O.
 // phase.go is its transition table, as data. execute.go does the steps for many
 // roles at once; engine.go decides when; begin.go, operate.go and due.go are the
-// ways in. The package knows no target: it sees kind.Target and kind.Keeper.
+// ways in. proof.go keeps what was seen at consumers, and success.go says what of a
+// rotation's conditions of success that shows. The package knows no target and no
+// cluster: it sees kind.Target, kind.Keeper and Deliverer.
 package rotation

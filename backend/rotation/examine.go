@@ -29,6 +29,8 @@ type Report struct {
 	// SessionsOf is whose they are; Older: they are known by their age alone.
 	SessionsOf string
 	Older      bool
+	// Consumers are how those of the role stand, of a look at it.
+	Consumers []ConsumerReport
 	// Sight is what the server showed that keeps the secret itself.
 	Sight *kind.Sight
 	place error // why it could not be published
@@ -62,14 +64,17 @@ func (e *Engine) ExamineNew(ctx context.Context, r *Role) ([]Report, error) {
 	return e.examine(ctx, []*Role{r})
 }
 
-// ExamineSessions is Examine for one role, and tells who is logged in with the
+// examineSessions asks the target of a role alone, and tells who is logged in with the
 // previous version of it.
-func (e *Engine) ExamineSessions(ctx context.Context, name string) (Report, error) {
-	reports, err := e.Examine(ctx, []string{name})
+func (e *Engine) examineSessions(ctx context.Context, r *Role) (Report, error) {
+	alone := r.clone()
+	alone.Consumers = nil // they are looked at as they are, not for what stands against a rotation
+	reports, err := e.examine(ctx, []*Role{alone})
 	if err != nil {
 		return Report{}, err
 	}
-	rep := reports[0]
+	rep, name := reports[0], r.Name
+	rep.Role = r
 	if username, before, ok := rep.Role.sessionsBefore(time.Now()); ok {
 		call, cancel := context.WithTimeout(ctx, kind.CallTimeout)
 		defer cancel()

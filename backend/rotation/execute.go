@@ -188,7 +188,7 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	live = append(live, e.meet(by[meet])...)
 	live = append(live, e.reserve(by[reserve])...)
 	e.survey(by[scout])
-	e.bring(by[bring])
+	brought := e.bring(by[bring])
 	e.reach(by[reach])
 	e.inspect(by[inspect])
 	e.call(by[call])
@@ -196,7 +196,7 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	e.look(by[look])
 	e.turn(by[turn])
 	e.limit(by[limit])
-	there := slices.Concat(by[scout], by[bring], by[inspect], by[reach], by[call], by[probe], by[look], by[turn], by[limit])
+	there := slices.Concat(by[scout], brought, by[inspect], by[reach], by[call], by[probe], by[look], by[turn], by[limit])
 	return append(live, there...), len(there) > 0
 }
 
@@ -526,6 +526,7 @@ func evidence(before *Role, s step) *Evidence {
 		ev.Error = ""
 	}
 	ev.Criteria = criteria(before, s)
+	ev.Account = accountOf(r, run)
 	ev.fit()
 	return ev
 }

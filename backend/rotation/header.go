@@ -108,13 +108,18 @@ type Evidence struct {
 	Timeline []Moment    `json:"timeline,omitempty"`
 	Usage    *Usage      `json:"usage,omitempty"`
 	Criteria []Criterion `json:"criteria,omitempty"`
+	// Account is what conditions of success are told by; nil of those that ended before
+	// it was kept.
+	Account *Account `json:"account,omitempty"`
 }
 
-// Criterion is a condition of success and what was seen of it.
+// Criterion is a condition of success and what was seen of it. Verdict is empty where
+// there is no more to it than Met.
 type Criterion struct {
-	Name   string `json:"name"`
-	Met    bool   `json:"met"`
-	Detail string `json:"detail,omitempty"`
+	Name    string  `json:"name"`
+	Met     bool    `json:"met"`
+	Verdict Verdict `json:"verdict,omitempty"`
+	Detail  string  `json:"detail,omitempty"`
 }
 
 func evidenceKey(rotation, role string) string { return storage.Evidence + rotation + "/" + role }
@@ -267,6 +272,9 @@ func (st *Store) forget(ctx context.Context, h *Header) error {
 		if err := st.s.Delete(ctx, evidenceKey(h.ID, p.Role)); err != nil {
 			return err
 		}
+	}
+	if err := st.forgetProofs(ctx, h.ID); err != nil {
+		return err
 	}
 	for _, key := range h.Requests {
 		if err := st.s.Delete(ctx, key); err != nil {

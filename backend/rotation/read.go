@@ -129,9 +129,12 @@ func (r *Role) Longest(c Config) time.Duration {
 // Line prints a criterion.
 func (c Criterion) Line() string {
 	s := c.Name
-	if c.Met {
+	switch {
+	case c.Verdict != "":
+		s = string(c.Verdict) + ": " + s
+	case c.Met:
 		s = "met: " + s
-	} else {
+	default:
 		s = "not met: " + s
 	}
 	if c.Detail != "" {

@@ -591,6 +591,7 @@ func (w *world) checkRotations() {
 			}
 		}
 		w.checkTogether(h)
+		w.checkProofs(h)
 		for _, p := range h.Roles {
 			if e, err := st.Evidence(ctx, id, p.Role); err != nil || e == nil && p.State != Superseded {
 				w.violateLocked("no evidence of role %s in rotation %s (%s): %v", p.Role, id, p.State, err)
@@ -750,6 +751,9 @@ func (w *world) noteWrite(key string, value []byte) {
 	}
 	if name, ok := strings.CutPrefix(key, storage.Document); ok {
 		w.noteDocument(name, value)
+	}
+	if strings.HasPrefix(key, storage.Proof) {
+		w.noteProof(key, value)
 	}
 	w.logWrite(key, value)
 	w.checkWrite(key)

@@ -22,6 +22,7 @@ const (
 	DocumentSettings = "document-settings/" // who may fill a document
 	Rotation         = "rotation/"          // headers
 	Evidence         = "evidence/"          // <rotation>/<role>
+	Proof            = "proof/"             // <rotation>/<delivery>: what was seen at consumers
 	Plan             = "plan/"              // <rotation>/<child>: roles of children that are to begin
 	Open             = "open/"              // markers of rotations that have not ended
 	Request          = "request/"           // hashed request ids and idempotency keys

@@ -32,6 +32,7 @@ func TestConsumers(t *testing.T) {
 			"no-access": accessGone,
 			"elsewhere": elsewhere,
 			"joined":    joined,
+			"evidence":  evidence,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
