@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	corev1api "k8s.io/api/core/v1"
 	"k8s.io/client-go/dynamic"
 	appsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	authenticationv1 "k8s.io/client-go/kubernetes/typed/authentication/v1"
@@ -225,7 +224,7 @@ type step struct {
 	now  time.Time
 	told []string
 	name string // of the step
-	view view
+	view *view
 	// memory is of the delivery; what it lacks is read.
 	memory *memory
 	// looked is what was read, and tries, inRow and result are of the last check.
@@ -248,7 +247,7 @@ func (k *clusters) step(ctx context.Context, c *Consumer, d Delivery) (*step, er
 	now := k.Now()
 	return &step{
 		cluster: at, k: k, c: c, d: d, now: now,
-		view: view{fresh: map[ref]*workload{}, pods: map[ref][]corev1api.Pod{}, left: readsPerLook}, memory: k.memories.recall(c, d.ID, now),
+		view: newView(), memory: k.memories.recall(c, d.ID, now),
 	}, nil
 }
 

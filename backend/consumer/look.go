@@ -298,7 +298,8 @@ func (l *looking) lookAtChecks(ctx context.Context, pods []corev1.Pod) {
 			if !c.reads() {
 				one.Result = fmt.Sprintf("not made: it sends %s, and nothing is changed here", c.Method)
 			} else {
-				s := *l.step // a check leaves its result there
+				s := *l.step // a check leaves its result there, and counts what it reads
+				s.view = newView()
 				err := s.checkOnce(ctx, c, pods, 0)
 				if found, isBad := err.(bad); isBad { //nolint:errorlint // it is never wrapped
 					err = found.error

@@ -33,6 +33,10 @@ type view struct {
 	whole bool
 }
 
+func newView() *view {
+	return &view{fresh: map[ref]*workload{}, pods: map[ref][]corev1.Pod{}, left: readsPerLook}
+}
+
 func (v *view) get(r ref) *workload {
 	v.mu.Lock()
 	defer v.mu.Unlock()

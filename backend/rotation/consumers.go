@@ -521,12 +521,20 @@ func (e *Engine) addShown(to *Delivery, r *Role) {
 			to.Holds = append(to.Holds, Shown{r.Name, name, fields[name]})
 		}
 	}
-	if v := r.Get(r.Run.To); r.Run.Back && v != nil && !r.ring() && !r.Served(v.Material) {
+	if v := r.undone(); v != nil && !r.ring() && !r.Served(v.Material) {
 		to.Undone = append(to.Undone, Shown{r.Name, "", v.Material.Secret})
 	}
 	if v := r.replaced(); v != nil && r.Spec.PreviousField != "" && !r.ring() && !r.Served(v.Material) {
 		to.Lacks = append(to.Lacks, Shown{r.Name, "", v.Material.Secret})
 	}
+}
+
+// undone is the version that a run takes back, or nil.
+func (r *Role) undone() *version.Version {
+	if r.Run == nil || !r.Run.Back {
+		return nil
+	}
+	return r.Get(r.Run.To)
 }
 
 // replaced is the version that a run has seen to be refused, or nil.
