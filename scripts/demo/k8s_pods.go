@@ -59,12 +59,15 @@ func (st *clusterStage) showPods(pods []pod) {
 	var table strings.Builder
 	fmt.Fprintf(&table, "%-22s  %-8s  %-16s  %-8s  %6s  %7s\n", "pod", "created", "state", "password", "logins", "refused")
 	for _, p := range pods {
-		state := "ready"
+		state, password := "ready", ""
 		if !p.ready {
-			state = p.waiting
+			state = cmp.Or(p.waiting, "starting")
+		}
+		if p.password != "" {
+			password = mask(p.password)
 		}
 		fmt.Fprintf(&table, "%-22s  %-8s  %-16s  %-8s  %6d  %7d\n",
-			p.name, p.created.Format(time.TimeOnly), state, mask(p.password), p.Logins, p.Refused)
+			p.name, p.created.Format(time.TimeOnly), state, password, p.Logins, p.Refused)
 	}
 	st.output(table.String())
 }

@@ -415,7 +415,7 @@ func (d *delivery) epilogue() {
 	d.blank()
 	d.say("make demo          the same engine with a Redis cluster, and its plugin killed half-way")
 	d.say("make e2e RUN=kube  what this project claims of clusters, proven")
-	d.say("docs/operations.md how to set this up")
+	d.say("docs/operations.md  how to set this up")
 }
 
 func (d *delivery) summary() string {
