@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
+
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/kube"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
