@@ -46,7 +46,8 @@ dev: needs-go ## the same servers, left running to play with
 	go build -o bin/demo ./scripts/demo && exec bin/demo -dev
 
 # Much of it waits (for servers, and for time that must pass), so that more runs at
-# once than there are cores. What computes alone gives way to it.
+# once than there are cores. What takes longest begins first, and what only computes
+# gives way to it.
 .PHONY: test
 test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, PostgreSQL, RabbitMQ and Vault
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
@@ -57,7 +58,7 @@ test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, P
 .PHONY: test-race
 test-race:
 	@FAULT_POINTS_FILE="" CGO_ENABLED=1 \
-	go test -race -shuffle=on -p=4 -parallel=4 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./...
+	go test -race -shuffle=on -p=4 -parallel=4 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./test/proof ./test/e2e ./...
 
 # Without the race detector every fault point and the whole year are tried.
 .PHONY: test-all
