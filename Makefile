@@ -25,12 +25,19 @@ FUZZTIME ?= 30s
 help: ## show this
 	@echo "usage: make TARGET"; echo; \
 	grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
-	while IFS=$$'\t' read -r target what; do printf '  %-8s %s\n' "$$target" "$$what"; done
+	while IFS=$$'\t' read -r target what; do printf '  %-9s %s\n' "$$target" "$$what"; done
 
 .PHONY: demo
 demo: needs-go ## watch a real Vault rotate a real Redis, in half a minute
 	@scripts/ensure-packages.sh redis-server || true
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && go run ./scripts/demo
+
+.PHONY: demo-k8s
+demo-k8s: needs-go ## watch a rotation reach the pods of a real Kubernetes, and go back where they crash, in two minutes
+	@scripts/ensure-packages.sh redis-server
+	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && HARMONYFLOW_KUBE=$$(scripts/ensure-kube.sh) && \
+	HARMONYFLOW_ESO=$$(scripts/ensure-eso.sh) && export HARMONYFLOW_VAULT HARMONYFLOW_KUBE HARMONYFLOW_ESO && \
+	go run ./scripts/demo -k8s
 
 .PHONY: dev
 dev: needs-go ## the same servers, left running to play with
@@ -38,25 +45,44 @@ dev: needs-go ## the same servers, left running to play with
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
 	go build -o bin/demo ./scripts/demo && exec bin/demo -dev
 
+# Much of it waits (for servers, and for time that must pass), so that more runs at
+# once than there are cores. What takes longest begins first, and what only computes
+# gives way to it.
 .PHONY: test
-test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, real PostgreSQL, real Vault
-	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT CGO_ENABLED=1 && \
-	FAULT_POINTS_FILE=$$(mktemp) YEAR_FILE=$$(mktemp) SECRETS_FILE=$$(mktemp) && export FAULT_POINTS_FILE YEAR_FILE SECRETS_FILE && \
-	trap 'rm -f "$$FAULT_POINTS_FILE" "$$YEAR_FILE" "$$SECRETS_FILE"' EXIT && \
-	packages=$$(go list ./... | grep -v '/test/proof$$') && \
-	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) $$packages && \
-	go test -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./backend/rotation ./backend/schedule && \
-	cat "$$FAULT_POINTS_FILE" "$$YEAR_FILE" "$$SECRETS_FILE" && \
-	go test -race -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) -v ./test/proof
+test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, PostgreSQL, RabbitMQ and Vault
+	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
+	figures=$$(mktemp -d) && trap 'rm -rf "$$figures"' EXIT && \
+	export FAULT_POINTS_FILE=$$figures/1 YEAR_FILE=$$figures/2 SECRETS_FILE=$$figures/3 PROOF_FILE=$$figures/4 && \
+	$(MAKE) --no-print-directory -j2 -k test-race test-all && cat "$$figures"/*
+
+.PHONY: test-race
+test-race:
+	@FAULT_POINTS_FILE="" CGO_ENABLED=1 \
+	go test -race -shuffle=on -p=4 -parallel=4 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./test/proof ./test/e2e ./...
+
+# Without the race detector every fault point and the whole year are tried.
+.PHONY: test-all
+test-all:
+	@nice -n 5 go test -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./backend/rotation ./backend/schedule
+
+# RUN is a part of the scenarios (scripts, operators, kube), or one script; nothing is all.
+E2E_KUBE := $(if $(RUN),$(filter kube,$(RUN)),kube)
+E2E_VAULT := $(if $(filter kube,$(RUN)),,vault)
+E2E_TESTS := $(if $(E2E_KUBE),,$(if $(filter scripts,$(RUN)),TestScripts,$(if $(filter operators,$(RUN)),TestOperators,TestScripts/$(RUN))))
 
 .PHONY: e2e
-e2e: needs-go needs-packages ## the scripted scenarios of test/e2e/testdata, with a Vault that has everything (RUN=name for one), and Kubernetes operators (RUN=operators), and clusters, with deliveries to them (RUN=kube)
-	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && HARMONYFLOW_VAULT_FULL=$$(scripts/ensure-vault-full.sh) && \
-	HARMONYFLOW_OPERATORS=$$(scripts/ensure-operators.sh) && export HARMONYFLOW_VAULT HARMONYFLOW_VAULT_FULL HARMONYFLOW_OPERATORS && \
-	HARMONYFLOW_KUBE=$$(scripts/ensure-kube.sh) && HARMONYFLOW_ESO=$$(scripts/ensure-eso.sh) && export HARMONYFLOW_KUBE HARMONYFLOW_ESO && \
+e2e: needs-go needs-packages ## scenarios from end to end: scripts on a Vault that has everything, Kubernetes operators, clusters (RUN=scripts, operators or kube for a part, RUN=name for one script)
+	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
+	$(if $(E2E_VAULT),HARMONYFLOW_VAULT_FULL=$$(scripts/ensure-vault-full.sh) && HARMONYFLOW_OPERATORS=$$(scripts/ensure-operators.sh) && \
+	export HARMONYFLOW_VAULT_FULL HARMONYFLOW_OPERATORS &&) \
+	$(if $(E2E_KUBE),HARMONYFLOW_KUBE=$$(scripts/ensure-kube.sh) && HARMONYFLOW_ESO=$$(scripts/ensure-eso.sh) && \
+	export HARMONYFLOW_KUBE HARMONYFLOW_ESO &&) \
+	figures=$$(mktemp -d) && trap 'rm -rf "$$figures"' EXIT && \
+	export SECRETS_FILE=$$figures/1 CONSUMERS_FILE=$$figures/2 && touch "$$SECRETS_FILE" && \
 	CGO_ENABLED=1 go test -race -p=1 -count=1 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) \
-		-run '$(if $(filter operators,$(RUN)),TestOperators,$(if $(filter kube,$(RUN)),TestKube|TestCluster|TestConsumers,TestScripts/$(RUN)$(if $(RUN),,|TestOperators|TestKube|TestCluster|TestConsumers)))' \
-		$(if $(filter kube,$(RUN)),,./test/e2e) $(if $(filter-out kube,$(RUN)),,./test/kube ./backend/consumer ./test/consumers)
+		$(if $(E2E_TESTS),-run '$(E2E_TESTS)',-skip TestREADMEShowsTheDemo) \
+		$(if $(E2E_VAULT),./test/e2e) $(if $(E2E_KUBE),./test/kube ./backend/consumer ./test/consumers ./scripts/demo) && \
+	cat "$$figures"/*
 
 .PHONY: needs-go
 needs-go:

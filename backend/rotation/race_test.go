@@ -3,4 +3,4 @@
 package rotation
 
 // stride is how many operations there are to one that meets faults.
-const stride = 5
+const stride = 20

@@ -92,8 +92,8 @@ func TestSecretsAreShortened(t *testing.T) {
 
 func TestCommandsAreBrokenIntoLines(t *testing.T) {
 	s := newScreen(&bytes.Buffer{})
-	s.command("vault", "write", strings.Repeat("x", 90), "reason=two words")
-	require.Equal(t, "   $ vault write \\\n        "+strings.Repeat("x", 90)+" \\\n        reason=\"two words\"\n", s.transcript())
+	s.command("vault", "write", strings.Repeat("x", 90), "reason=two words", `waves=[{"a":1}]`)
+	require.Equal(t, "   $ vault write \\\n        "+strings.Repeat("x", 90)+" \\\n        reason=\"two words\" waves='[{\"a\":1}]'\n", s.transcript())
 }
 
 // refusing refuses every version after the first.

@@ -97,8 +97,11 @@ func (s *screen) command(words ...string) {
 	const width = 100
 	line, text := "   $", ""
 	for _, w := range words {
-		if strings.Contains(w, " ") { // as the shell wants it
-			name, value, _ := strings.Cut(w, "=")
+		name, value, _ := strings.Cut(w, "=")
+		switch { // as the shell wants it
+		case strings.ContainsAny(w, `"{[`):
+			w = name + "='" + value + "'"
+		case strings.Contains(w, " "):
 			w = name + `="` + value + `"`
 		}
 		if len(line)+1+len(w) > width {

@@ -129,6 +129,13 @@ func figure(t *testing.T, format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	fmt.Println(line)
 	t.Log(line)
+	// go test shows what a package prints only with -v; make shows this.
+	if file := os.Getenv("PROOF_FILE"); file != "" {
+		f, err := os.OpenFile(filepath.Clean(file), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		require.NoError(t, err)
+		_, err = fmt.Fprintln(f, line)
+		require.NoError(t, errors.Join(err, f.Close()))
+	}
 }
 
 // mount is a mount of the engine, as root sees it.

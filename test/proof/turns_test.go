@@ -157,7 +157,10 @@ func TestTurns(t *testing.T) {
 	v := sharedVault(t)
 	for _, make := range []func(*testing.T) bench{redisBench, postgresBench, rabbitBench} {
 		b := make(t)
-		t.Run(b.kind, func(t *testing.T) { takeTurns(t, newMount(t, v, "turns-"+b.kind), b) })
+		t.Run(b.kind, func(t *testing.T) {
+			t.Parallel() // most of it waits for clients to read creds/ again
+			takeTurns(t, newMount(t, v, "turns-"+b.kind), b)
+		})
 	}
 }
 
