@@ -81,7 +81,7 @@ func proofKey(rotation, way, step, consumer string) string {
 }
 
 // wayOf is the end of the id of a delivery.
-func wayOf(id string) string { return id[strings.LastIndexByte(id, '-')+1:] }
+func wayOf(id string) string { return id[strings.LastIndexAny(id, "-~")+1:] }
 
 // keepProofs stores what deliveries of a job have seen where that ends a step: it is
 // proven, or it has failed and there is a way back. A look in between is kept by
@@ -100,10 +100,26 @@ func (e *Engine) keepProofs(j *job, deliveries []Delivery, results []Progress) e
 			ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 			defer cancel()
 			d := deliveries[i]
-			return e.st.putProof(ctx, run.Rotation, wayOf(d.ID), run.Phase, d.Consumer, p)
+			for _, id := range j.deliveredFor() {
+				if err := e.st.putProof(ctx, id, wayOf(d.ID), run.Phase, d.Consumer, p); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// deliveredFor are the rotations that a delivery is one of: each keeps what was seen.
+func (j *job) deliveredFor() []string {
+	ids := []string{j.role.Run.Rotation}
+	for _, m := range j.facts.unit.everybody() {
+		if run := m.run(); run != nil && run.deliveryID() == j.role.Run.deliveryID() && !slices.Contains(ids, run.Rotation) {
+			ids = append(ids, run.Rotation)
+		}
+	}
+	return ids
 }
 
 // putProof writes what one step has seen. Pods are written first: who finds the other
