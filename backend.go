@@ -77,7 +77,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 	b.vaults = vault.New(b.connections.Must, conf.Logger)
 	b.remote = publish.NewRemote(b.vaults)
 	b.consumers = consumer.NewStore(b.storage)
-	clusters := consumer.New(consumer.Options{Entry: b.connections.Must, MayCall: b.mayCall})
+	clusters := consumer.New(consumer.Options{Entry: b.connections.Must, MayCall: b.mayCall, Sources: b.secretOf})
 	b.engine = rotation.New(rotation.Options{
 		Storage:    b.storage,
 		Logger:     conf.Logger,

@@ -84,6 +84,8 @@ type Role struct {
 	// earlier is refused. HoldOnFailure: one that fails is for people to decide about.
 	Consumers     []string `json:"consumers,omitempty"`
 	HoldOnFailure bool     `json:"hold_on_failure,omitempty"`
+	// SecretHosts are where checks of its consumers may send its secret.
+	SecretHosts []string `json:"secret_hosts,omitempty"`
 	// Profile is what its user was found to be, beside its password; see
 	// kind.Finding.
 	Profile         []string  `json:"profile,omitempty"`
@@ -480,7 +482,7 @@ func (r *Role) roomy() error {
 func (r *Role) clone() *Role {
 	c := *r
 	c.Set = r.Set.Clone()
-	c.Consumers = slices.Clone(r.Consumers)
+	c.Consumers, c.SecretHosts = slices.Clone(r.Consumers), slices.Clone(r.SecretHosts)
 	c.Nodes, c.Profile = slices.Clone(r.Nodes), slices.Clone(r.Profile)
 	if r.Run != nil {
 		run := *r.Run
