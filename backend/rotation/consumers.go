@@ -114,10 +114,10 @@ func (run *Run) deliveryID() string {
 	switch {
 	case run.Ahead:
 		way = "0"
+	case run.Cleared, run.Retired:
+		way = "3"
 	case run.Back:
 		way = "2"
-	case run.Retired:
-		way = "3"
 	}
 	return run.Rotation + "-" + way
 }
@@ -160,10 +160,10 @@ func (d *decider) deliver() step {
 	switch {
 	case run.Recall != "" && !run.Back && !run.Retired:
 		return d.turnBack(run.Recall)
-	case run.Retired && d.expired(): // what is left is told, and holds up no other rotation
+	case (run.Retired || run.Cleared) && d.expired(): // what is left is told, and holds up no other rotation
 		next := d.role.clone()
 		next.mark(d.now, "sync: given up: "+run.Error)
-		return d.endAs(next, Completed, nil)
+		return d.endAs(next, map[bool]State{true: RolledBack, false: Completed}[run.Cleared], nil)
 	case run.Held != "":
 		return step{act: wait, until: d.now.Add(time.Hour)} // until somebody decides
 	case d.facts.progress == nil && len(d.mine()) > 0:
@@ -267,7 +267,7 @@ func (d *decider) deliveredAll(next *Role) step {
 	switch {
 	case run.Retired && phase == Sync:
 		return d.endAs(next, Completed, nil)
-	case run.SwapsBack && phase == Check:
+	case run.SwapsBack && phase == Check, run.Cleared && phase == Sync:
 		return d.endAs(next, RolledBack, nil)
 	case next.ring() && phase == Check && d.now.Before(next.readBy()):
 		return step{act: wait, until: next.readBy()}
@@ -479,8 +479,12 @@ func (e *Engine) addShown(to *Delivery, r *Role) {
 			to.Holds = append(to.Holds, Shown{r.Name, fields[name]})
 		}
 	}
-	if v := r.Get(r.Run.From); r.Run.Retired && v != nil && r.Spec.PreviousField != "" && !r.ring() && !r.Served(v.Material) {
-		to.Lacks = append(to.Lacks, Shown{r.Name, v.Material.Secret})
+	gone := r.Get(r.Run.From)
+	if r.Run.Cleared {
+		gone = r.Get(r.Run.To)
+	}
+	if (r.Run.Retired || r.Run.Cleared) && gone != nil && r.Spec.PreviousField != "" && !r.ring() && !r.Served(gone.Material) {
+		to.Lacks = append(to.Lacks, Shown{r.Name, gone.Material.Secret})
 	}
 }
 
