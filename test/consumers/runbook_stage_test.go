@@ -116,6 +116,26 @@ func (s *scene) everyPod(password string, workloads ...string) {
 	}
 }
 
+// made is when the first and the last of the pods of workloads were made.
+func (s *scene) made(workloads ...string) (span [2]time.Time) {
+	s.t.Helper()
+	for _, name := range workloads {
+		pods, err := s.cluster.PodsOf(s.ctx, s.ns, name)
+		require.NoError(s.t, err)
+		require.NotEmpty(s.t, pods, name)
+		for _, p := range pods {
+			at := p.CreationTimestamp.Time
+			if span[0].IsZero() || at.Before(span[0]) {
+				span[0] = at
+			}
+			if at.After(span[1]) {
+				span[1] = at
+			}
+		}
+	}
+	return span
+}
+
 // more waits until there were n more logins of all pods.
 func (s *scene) more(workload string, n int) {
 	s.t.Helper()

@@ -127,8 +127,8 @@ func postgresqlCredentials(s *scene) {
 	s.must("roles/app", map[string]any{"consumers": "web"})
 	began := time.Now()
 	id := s.must("rotate/postgresql/app", nil)["rotation_id"].(string)
-	timeline := s.timeline(s.until(id, "grace"))
-	require.Less(t, strings.Index(timeline, "pgbouncer"), strings.Index(timeline, "Deployment web"), "the wave before: %s", timeline)
+	s.until(id, "grace")
+	require.False(t, s.made("pgbouncer")[1].After(s.made("web", "reports")[0]), "a wave begins when the one before is proven")
 	creds := s.creds("app")
 	require.Equal(t, "app_b", creds["username"])
 	s.holds("app", map[string]string{"username": "app_b", "password": creds["password"], "host": "primary." + s.ns})
@@ -382,7 +382,7 @@ func automatedCronJob(s *scene) {
 // to read the new password from it.
 func vaultSealed(shared *scene) {
 	t := shared.t
-	v := servers.NewVault(t, servers.VaultOptions{NoMount: true})
+	v := servers.NewVault(t, servers.VaultOptions{NoMount: true, Raft: true})
 	s := (&bed{vault: v, cluster: shared.cluster}).scene(t, "sealed-vault")
 	proxy, err := servers.NewProxy(strings.TrimPrefix(v.Address, "http://"))
 	require.NoError(t, err)
