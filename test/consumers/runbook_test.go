@@ -292,14 +292,14 @@ func apiKey(s *scene) {
 	began := time.Now()
 	first := s.creds("key")["value"]
 	id := s.must("rotate/api-key/key", nil)["rotation_id"].(string)
-	told := s.until(id, "grace")
+	s.until(id, "grace")
 	second := s.creds("key")["value"]
 	require.NotEqual(t, first, second)
 	require.GreaterOrEqual(t, edge.checked.Load(), int64(2))
 	s.holds("app", map[string]string{"api-key": second, "api-key-previous": first})
 	s.everyPod(second, "web")
 	s.must("retire/api-key/key", nil)
-	told = s.until(id, "completed")
+	told := s.until(id, "completed")
 	require.NoError(t, kube.Until(s.ctx, func(ctx context.Context) error {
 		if err := inner.login(ctx, "", "", first); !errors.Is(err, kube.ErrRefused) {
 			return fmt.Errorf("the old key is still taken: %w", err)
