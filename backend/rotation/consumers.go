@@ -23,7 +23,8 @@ import (
 //
 //	… → publish → sync → restart → check → grace → …
 //
-// on the way back in the same order, before the target refuses what failed. The
+// on the way back in the same order, before the target refuses what failed; where no
+// server holds the secret, that stays shown as previous until then. The
 // roles of a rotation that share a consumer are a unit, and its first role that has
 // a consumer does the steps there for all; what it has done stands in its run. A
 // consumer is one unit's from before anything is changed until it was checked: all
