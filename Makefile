@@ -55,7 +55,7 @@ e2e: needs-go needs-packages ## the scripted scenarios of test/e2e/testdata, wit
 	HARMONYFLOW_OPERATORS=$$(scripts/ensure-operators.sh) && export HARMONYFLOW_VAULT HARMONYFLOW_VAULT_FULL HARMONYFLOW_OPERATORS && \
 	HARMONYFLOW_KUBE=$$(scripts/ensure-kube.sh) && HARMONYFLOW_ESO=$$(scripts/ensure-eso.sh) && export HARMONYFLOW_KUBE HARMONYFLOW_ESO && \
 	CGO_ENABLED=1 go test -race -p=1 -count=1 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) \
-		-run '$(if $(filter operators,$(RUN)),TestOperators,$(if $(filter kube,$(RUN)),TestKube|TestCluster|TestConsumers|TestRunbook,TestScripts/$(RUN)$(if $(RUN),,|TestOperators|TestKube|TestCluster|TestConsumers|TestRunbook)))' \
+		-run '$(if $(filter operators,$(RUN)),TestOperators,$(if $(filter kube,$(RUN)),TestKube|TestCluster|TestConsumers,TestScripts/$(RUN)$(if $(RUN),,|TestOperators|TestKube|TestCluster|TestConsumers)))' \
 		$(if $(filter kube,$(RUN)),,./test/e2e) $(if $(filter-out kube,$(RUN)),,./test/kube ./backend/consumer ./test/consumers)
 
 .PHONY: needs-go

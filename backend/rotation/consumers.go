@@ -469,6 +469,9 @@ func (e *Engine) addShown(to *Delivery, r *Role) {
 	if !slices.Contains(r.Consumers, to.Consumer) || r.With(version.Current) == nil {
 		return
 	}
+	if v := r.Get(r.Run.To); r.Run.Cleared && v != nil {
+		to.Lacks = append(to.Lacks, Shown{Role: r.Name, Value: v.Material.Secret})
+	}
 	fields := map[string]string{"": r.With(version.Current).Material.Secret}
 	if r.Shows() {
 		if v, err := r.view(e.o.Kind(r.Kind)); err == nil {
@@ -480,12 +483,8 @@ func (e *Engine) addShown(to *Delivery, r *Role) {
 			to.Holds = append(to.Holds, Shown{r.Name, fields[name]})
 		}
 	}
-	gone := r.Get(r.Run.From)
-	if r.Run.Cleared {
-		gone = r.Get(r.Run.To)
-	}
-	if (r.Run.Retired || r.Run.Cleared) && gone != nil && r.Spec.PreviousField != "" && !r.ring() && !r.Served(gone.Material) {
-		to.Lacks = append(to.Lacks, Shown{r.Name, gone.Material.Secret})
+	if v := r.Get(r.Run.From); r.Run.Retired && v != nil && r.Spec.PreviousField != "" && !r.ring() && !r.Served(v.Material) {
+		to.Lacks = append(to.Lacks, Shown{r.Name, v.Material.Secret})
 	}
 }
 

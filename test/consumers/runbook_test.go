@@ -20,10 +20,10 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
-// TestRunbook has one scenario for each section of the runbook that reaches into a
+// TestConsumersRunbook has one scenario for each section of the runbook that reaches into a
 // cluster, start to end: what the section does by hand is one write to Vault. Half of
 // them bring the secret through the engine's own data/, half through a KV version 2.
-func TestRunbook(t *testing.T) {
+func TestConsumersRunbook(t *testing.T) {
 	b := newBed(t)
 	for name, section := range map[string]func(*scene){
 		"jwt":        jwtKeys,
