@@ -84,7 +84,7 @@ func newBackend(conf *logical.BackendConfig) *backend {
 	b.vaults = vault.New(b.connections.Must, conf.Logger)
 	b.remote = publish.NewRemote(b.vaults)
 	b.consumers = consumer.NewStore(b.storage)
-	clusters := consumer.New(consumer.Options{Entry: b.connections.Must, MayCall: b.mayCall})
+	clusters := consumer.New(consumer.Options{Entry: b.connections.Must, MayCall: b.mayCall, Sources: b.secretOf})
 	b.notifier = notify.New(notify.Options{
 		Storage: b.storage, Logger: conf.Logger, Rotations: rotation.NewStore(b.storage), MayCall: b.mayCall, Active: b.active,
 		Standings: func(ctx context.Context, f func(string, rotation.Standing)) error {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/consumer"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
 func (b *backend) pathConsumers() []*framework.Path {
@@ -27,7 +28,7 @@ func (b *backend) pathConsumers() []*framework.Path {
 		"secrets":          {Type: framework.TypeCommaStringSlice, Description: "Further Secrets that are compared, by name or label selector."},
 		"workloads":        {Type: framework.TypeSlice, Description: `What is restarted, as JSON: a list of waves, each a list of {"kind":"Deployment","name":"web"} (or "selector" for "name"); kinds are Deployment, StatefulSet and DaemonSet. A wave begins when the one before is proven, so that a first wave of one workload is a canary.`},
 		"mode":             {Type: framework.TypeString, Description: "restart (default), observe (somebody else restarts: Reloader, Vault Secrets Operator) or none (workloads read their Secret anew by themselves)."},
-		"checks":           {Type: framework.TypeSlice, Description: "What has to be true afterwards, as a JSON list of checks of type http, logs, prometheus or pods."},
+		"checks":           {Type: framework.TypeSlice, Description: "What has to be true afterwards, as a JSON list of checks of type http, logs, prometheus or pods. A header may hold {{role.value}}, and basic_auth name a role, to show the secret to a host that is among the role's secret_hosts."},
 		"rollout_timeout":  {Type: framework.TypeDurationSecond, Description: "How long a wave may take. Default 5m."},
 		"stabilization":    {Type: framework.TypeDurationSecond, Description: "How long all pods have to be ready without a restart of their own. Default 60s."},
 		"max_parallel":     {Type: framework.TypeInt64, Description: "How many workloads of a wave are restarted at once; 0 (default) for all."},
@@ -160,6 +161,13 @@ func (b *backend) writeConsumer(ctx context.Context, req *logical.Request, d *fr
 		return nil, connection.Missing(c.Connection)
 	case e.Type != connection.TypeKubernetes:
 		return refuse("connection %q is of type %s; a consumer needs one of type %s", e.Name, e.Type, connection.TypeKubernetes)
+	}
+	if _, ok := req.Data["checks"]; ok { // each rotation looks at it again
+		if err := c.CheckTemplates(ctx, b.secretOf); kind.IsDefinite(err) {
+			return refuse("%v", err)
+		} else if err != nil {
+			return nil, err
+		}
 	}
 	return nil, b.consumers.Put(ctx, c)
 }

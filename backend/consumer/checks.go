@@ -3,6 +3,7 @@ package consumer
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -77,23 +78,44 @@ func (s *step) call(ctx context.Context, c *Check, address string) (*http.Respon
 	if err != nil {
 		return nil, err
 	}
-	client, done := outside(u)
+	secrets, err := c.permitted(ctx, s.c.Name, s.k.Sources)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.fill(r, secrets); err != nil {
+		return nil, err
+	}
+	trust, err := c.trusts(u)
+	if err != nil {
+		return nil, err
+	}
+	client, done := outside(u, trust, len(secrets) > 0)
 	defer done()
 	resp, err := client.Do(r)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, unsure("%s was not waited for", u.Host)
 		}
-		_, text := explainSilence(err)
-		return nil, badly("%s %s", u.Host, text)
+		return nil, badly("%s %s", u.Host, silenceOf(err))
 	}
 	return resp, nil
 }
 
+// silenceOf says why a host did not answer. What it wrote itself, into a certificate
+// too, is not repeated: it may have been shown a secret before.
+func silenceOf(err error) string {
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return "has a certificate that is not trusted, or not for this host; give ca_cert of who signed it"
+	}
+	_, text := explainSilence(err)
+	return text
+}
+
 // outside is a client for checks: it goes to where the URL says, follows redirects
-// within that host alone, and to no address that only a name in disguise would lead
-// to.
-func outside(u *url.URL) (client *http.Client, done func()) {
+// within that host alone, with a secret none, and to no address that only a name in
+// disguise would lead to.
+func outside(u *url.URL, trust *tls.Config, secret bool) (client *http.Client, done func()) {
 	onlyLoopback := u.Scheme == "http"
 	dialer := &net.Dialer{Timeout: kind.CallTimeout, Control: func(_, address string, _ syscall.RawConn) error {
 		at, err := netip.ParseAddrPort(address)
@@ -106,11 +128,11 @@ func outside(u *url.URL) (client *http.Client, done func()) {
 		}
 		return nil
 	}}
-	transport := &http.Transport{DialContext: dialer.DialContext, TLSHandshakeTimeout: kind.CallTimeout, Proxy: nil, DisableKeepAlives: true}
+	transport := &http.Transport{DialContext: dialer.DialContext, TLSClientConfig: trust, TLSHandshakeTimeout: kind.CallTimeout, Proxy: nil, DisableKeepAlives: true}
 	return &http.Client{
 		Transport: transport, Timeout: kind.CallTimeout,
 		CheckRedirect: func(r *http.Request, via []*http.Request) error {
-			if len(via) > 3 || r.URL.Host != u.Host || r.URL.Scheme != u.Scheme {
+			if secret || len(via) > 3 || r.URL.Host != u.Host || r.URL.Scheme != u.Scheme {
 				return http.ErrUseLastResponse
 			}
 			return nil

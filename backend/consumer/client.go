@@ -186,6 +186,8 @@ type Options struct {
 	// MayCall says which hosts (names or addresses, without port) checks may send
 	// requests to; nil: none. Services of the cluster are no such hosts.
 	MayCall func(host string) bool
+	// Sources finds the roles that checks name in templates; nil: none.
+	Sources Sources
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 }
@@ -211,6 +213,9 @@ func newClusters(o Options) *clusters {
 	}
 	if o.MayCall == nil {
 		o.MayCall = func(string) bool { return false }
+	}
+	if o.Sources == nil {
+		o.Sources = func(context.Context, string) (*Source, error) { return nil, nil } //nolint:nilnil // there is none
 	}
 	return &clusters{Options: o, settle: 3 * time.Second, dial: func(e *connection.Entry) (*cluster, error) { return dial(e, podFolder) }}
 }

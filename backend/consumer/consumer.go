@@ -62,19 +62,22 @@ type Workload struct {
 
 // Check is one thing that has to be true after the restart.
 type Check struct {
-	Type     string            `json:"type"` // http, logs, prometheus, pods
-	URL      string            `json:"url,omitempty"`
-	Service  string            `json:"service,omitempty"` // scheme:name:port, through the API server
-	Method   string            `json:"method,omitempty"`
-	Path     string            `json:"path,omitempty"`
-	Body     string            `json:"body,omitempty"`
-	Headers  map[string]string `json:"headers,omitempty"`
-	Expect   string            `json:"expect,omitempty"`
-	Selector string            `json:"selector,omitempty"`
-	Forbid   string            `json:"forbid,omitempty"`
-	Query    string            `json:"query,omitempty"`
-	Times    int               `json:"times,omitempty"`
-	Timeout  time.Duration     `json:"timeout,omitempty"`
+	Type    string `json:"type"` // http, logs, prometheus, pods
+	URL     string `json:"url,omitempty"`
+	Service string `json:"service,omitempty"` // scheme:name:port, through the API server
+	Method  string `json:"method,omitempty"`
+	Path    string `json:"path,omitempty"`
+	Body    string `json:"body,omitempty"`
+	// Headers may hold {{role.field}}; BasicAuth is a role with a user.
+	Headers   map[string]string `json:"headers,omitempty"`
+	BasicAuth string            `json:"basic_auth,omitempty"`
+	CACert    string            `json:"ca_cert,omitempty"` // PEM; "": what the system trusts
+	Expect    string            `json:"expect,omitempty"`
+	Selector  string            `json:"selector,omitempty"`
+	Forbid    string            `json:"forbid,omitempty"`
+	Query     string            `json:"query,omitempty"`
+	Times     int               `json:"times,omitempty"`
+	Timeout   time.Duration     `json:"timeout,omitempty"`
 }
 
 // Delivery is one time that a change is brought to a consumer. The way back of a

@@ -305,12 +305,17 @@ func (s *step) lintOperator(ctx context.Context, f *Finding) error {
 	return nil
 }
 
-func (s *step) planChecks(_ context.Context, f *Finding) error {
+func (s *step) planChecks(ctx context.Context, f *Finding) error {
 	for i := range s.c.Checks {
 		c := &s.c.Checks[i]
 		f.plan("check %d: %s", i+1, c.summary())
 		if c.URL != "" && !s.k.MayCall(hostname(c.URL)) {
 			f.problem("check %d sends a request to %q, which is none of the hosts that checks may send to; add it to allowed_hosts of config", i+1, hostname(c.URL))
+		}
+		if _, err := c.permitted(ctx, s.c.Name, s.k.Sources); kind.IsDefinite(err) {
+			f.problem("check %d: %v", i+1, err)
+		} else if err != nil {
+			return err
 		}
 	}
 	return nil

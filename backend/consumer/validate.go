@@ -185,9 +185,9 @@ func (c *Consumer) AllowsRole(role string) bool {
 
 // fields of a check that each type takes, beside type, times and timeout.
 var checkFields = map[string][]string{
-	checkHTTP:       {"url", "service", "path", "method", "body", "headers", "expect"},
+	checkHTTP:       {"url", "service", "path", "method", "body", "headers", "basic_auth", "ca_cert", "expect"},
 	checkLogs:       {"selector", "forbid"},
-	checkPrometheus: {"url", "query", "expect", "headers"},
+	checkPrometheus: {"url", "query", "expect", "headers", "basic_auth", "ca_cert"},
 	checkPods:       {"selector"},
 }
 
@@ -195,6 +195,7 @@ func (c *Check) given() map[string]bool {
 	return map[string]bool{
 		"url": c.URL != "", "service": c.Service != "", "path": c.Path != "", "method": c.Method != "", "body": c.Body != "",
 		"headers": len(c.Headers) > 0, "expect": c.Expect != "", "selector": c.Selector != "", "forbid": c.Forbid != "", "query": c.Query != "",
+		"basic_auth": c.BasicAuth != "", "ca_cert": c.CACert != "",
 	}
 }
 
@@ -215,6 +216,9 @@ func (c *Check) validate() error {
 		return fmt.Errorf("timeout is %s; give at most 1h", c.Timeout)
 	}
 	if err := c.validateHeaders(); err != nil {
+		return err
+	}
+	if err := c.validateTemplates(); err != nil {
 		return err
 	}
 	switch c.Type {
@@ -238,8 +242,8 @@ func (c *Check) validateHeaders() error {
 			return fmt.Errorf("headers has %.64q, which cannot be sent", name)
 		case slices.Contains(credentialHeaders, strings.ToLower(name)) && c.Service != "":
 			return fmt.Errorf("headers has %s, which the API server takes out on the way to a Service; check a path that needs no login", name)
-		case slices.Contains(credentialHeaders, strings.ToLower(name)):
-			return fmt.Errorf("headers has %s, and checks hold no credentials, for they are read back; check a path that needs no login", name)
+		case slices.Contains(credentialHeaders, strings.ToLower(name)) && !placeholder.MatchString(value):
+			return fmt.Errorf("headers has %s, and checks hold no credentials, for they are read back; write {{role.value}} for that of a role", name)
 		}
 	}
 	return nil

@@ -23,7 +23,8 @@ import (
 //
 //	… → publish → sync → restart → check → grace → …
 //
-// on the way back in the same order, before the target refuses what failed. The
+// on the way back in the same order, before the target refuses what failed; where no
+// server holds the secret, that stays shown as previous until then. The
 // roles of a rotation that share a consumer are a unit, and its first role that has
 // a consumer does the steps there for all; what it has done stands in its run. A
 // consumer is one unit's from before anything is changed until it was checked: all
@@ -128,10 +129,10 @@ func (run *Run) deliveryID() string {
 	switch {
 	case run.Ahead:
 		way = "0"
+	case run.Cleared, run.Retired:
+		way = "3"
 	case run.Back:
 		way = "2"
-	case run.Retired:
-		way = "3"
 	}
 	if run.shares() { // one for all, and another one than that of a rotation alone
 		return run.Joint.ID + "~" + way
@@ -177,10 +178,10 @@ func (d *decider) deliver() step {
 	switch {
 	case run.Recall != "" && !run.Back && !run.Retired && !run.shares(): // else when it is over
 		return d.turnBack(run.Recall)
-	case run.Retired && d.expired(): // what is left is told, and holds up no other rotation
+	case (run.Retired || run.Cleared) && d.expired(): // what is left is told, and holds up no other rotation
 		next := d.role.clone()
 		next.mark(d.now, "sync: given up: "+run.Error)
-		return d.endAs(next, Completed, nil)
+		return d.endAs(next, map[bool]State{true: RolledBack, false: Completed}[run.Cleared], nil)
 	case run.Held != "":
 		return step{act: wait, until: d.now.Add(time.Hour)} // until somebody decides
 	case d.facts.progress == nil && len(d.mine()) > 0:
@@ -304,7 +305,7 @@ func (d *decider) deliveredAll(next *Role) step {
 	switch {
 	case run.Retired && phase == Sync:
 		return d.endAs(next, Completed, nil)
-	case run.SwapsBack && phase == Check:
+	case run.SwapsBack && phase == Check, run.Cleared && phase == Sync:
 		return d.endAs(next, RolledBack, nil)
 	case next.ring() && phase == Check && d.now.Before(next.readBy()):
 		return step{act: wait, until: next.readBy()}
@@ -509,6 +510,9 @@ func (e *Engine) delivery(d *decider, consumer string) Delivery {
 func (e *Engine) addShown(to *Delivery, r *Role) {
 	if !slices.Contains(r.Consumers, to.Consumer) || r.With(version.Current) == nil {
 		return
+	}
+	if v := r.Get(r.Run.To); r.Run.Cleared && v != nil {
+		to.Lacks = append(to.Lacks, Shown{Role: r.Name, Value: v.Material.Secret})
 	}
 	fields := map[string]string{"": r.With(version.Current).Material.Secret}
 	if r.Shows() {

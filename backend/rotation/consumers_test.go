@@ -284,7 +284,11 @@ func (w *world) checkReserved(d Delivery) {
 // checkPods: what pods run with is accepted, so that none of them is refused; with
 // swap, but for the interval.
 func (w *world) checkPods() {
-	if !w.shape.consumers || w.shape.targetless {
+	if !w.shape.consumers {
+		return
+	}
+	if w.shape.targetless {
+		w.checkKeys()
 		return
 	}
 	for consumer, pods := range w.clusters.pods {
@@ -297,6 +301,22 @@ func (w *world) checkPods() {
 				if n := w.nodes[name]; !n.down && !n.takes(m) {
 					w.violateLocked("node %s refuses %s of role %s, which pods of consumer %s run with: %s", name, m.Secret, role, consumer, describe(r))
 				}
+			}
+		}
+	}
+}
+
+// checkKeys: who checks a secret that no server holds goes by the document, which
+// shows what pods run with.
+func (w *world) checkKeys() {
+	for consumer, pods := range w.clusters.pods {
+		for role, m := range pods {
+			r := w.roles[role]
+			if r == nil || r.ring() || w.doc == nil || w.doc.Body[r.Field] == "" {
+				continue
+			}
+			if m.Secret != w.doc.Body[r.Field] && m.Secret != w.doc.Body[r.Spec.PreviousField] {
+				w.violateLocked("the document does not show %s of role %s, which pods of consumer %s run with: %s", m.Secret, role, consumer, describe(r))
 			}
 		}
 	}

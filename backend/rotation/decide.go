@@ -729,6 +729,13 @@ func (d *decider) undo() step {
 	if !d.targetless && r.Run.Attempt == nil && r.Run.Tries == 0 {
 		return d.startUndo(r.clone())
 	}
+	if d.targetless && r.lingering() != nil {
+		next := r.clone()
+		next.Run.Cleared = true
+		next.advance(done, d.now) // apply → publish
+		next.Run.rest()
+		return step{act: store, next: next}
+	}
 	failing := r.Get(r.Run.To)
 	g := goal{call: "undo"}
 	if current := r.With(version.Current); current != nil {

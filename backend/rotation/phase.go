@@ -159,6 +159,14 @@ var swapBackTransitions = []leg{
 	{From: Check, Back: true, On: done, End: RolledBack},
 }
 
+// clearedTransitions end the way back of a secret that no server holds: what failed
+// leaves what is shown once consumers have left it, and nothing is restarted for that.
+var clearedTransitions = []leg{
+	{From: Apply, Back: true, On: done, To: Publish},
+	{From: Publish, Back: true, On: done, To: Sync},
+	{From: Sync, Back: true, On: done, End: RolledBack},
+}
+
 // reconcileTransitions differ from the rest: nothing is generated and nothing
 // promoted, so there is nothing to go back to. A reconcile that cannot be
 // proven by its deadline fails and leaves the role drifted.
@@ -240,6 +248,8 @@ func (r *Role) follow(on event) (leg, bool) {
 		table = ringTransitions
 	case run.SwapsBack:
 		table = swapBackTransitions
+	case run.Cleared:
+		table = clearedTransitions
 	}
 	for _, l := range table {
 		if l.From == run.Phase && l.Back == run.Back && l.Retired == run.Retired && l.Ahead == run.Ahead && l.On == on {

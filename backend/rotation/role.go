@@ -90,6 +90,8 @@ type Role struct {
 	// earlier is refused. HoldOnFailure: one that fails is for people to decide about.
 	Consumers     []string `json:"consumers,omitempty"`
 	HoldOnFailure bool     `json:"hold_on_failure,omitempty"`
+	// SecretHosts are where checks of its consumers may send its secret.
+	SecretHosts []string `json:"secret_hosts,omitempty"`
 	// Profile is what its user was found to be, beside its password; see
 	// kind.Finding.
 	Profile         []string  `json:"profile,omitempty"`
@@ -170,6 +172,8 @@ type Run struct {
 	Held string `json:"held,omitempty"`
 	// SwapsBack: consumers have seen the new credential of a server that knows one.
 	SwapsBack bool `json:"swaps_back,omitempty"`
+	// Cleared: on the way back, what failed is not shown any more.
+	Cleared bool `json:"cleared,omitempty"`
 
 	Missed []string `json:"missed,omitempty"` // nodes passed over (allow_partial)
 
@@ -420,6 +424,9 @@ func (r *Role) PreviousServed() (*version.Version, time.Time) {
 		return v, r.leaves(v)
 	}
 	run := r.Run
+	if v := r.lingering(); v != nil {
+		return v, time.Time{}
+	}
 	if run == nil || run.Back || run.Retired || run.GraceUntil.IsZero() && run.Phase != Grace {
 		return nil, time.Time{}
 	}
@@ -429,6 +436,24 @@ func (r *Role) PreviousServed() (*version.Version, time.Time) {
 		return nil, time.Time{}
 	}
 	return r.With(version.Previous), run.GraceUntil
+}
+
+// lingering is the version that failed, of a secret that no server holds: who checks
+// such secrets goes by what is shown. It stays shown as previous on the way back until
+// every consumer was seen to have left it; nil for all others.
+func (r *Role) lingering() *version.Version {
+	run := r.Run
+	if run == nil || !run.Back || !run.Promoted || run.Cleared || !r.consults() {
+		return nil
+	}
+	if r.Connection != "" || r.Spec.Strategy != kind.Overlap || r.Spec.PreviousField == "" {
+		return nil
+	}
+	v := r.Get(run.To)
+	if v == nil || r.Served(v.Material) {
+		return nil
+	}
+	return v
 }
 
 // returnable reports whether what is shown can be taken back: previous is still
@@ -496,7 +521,7 @@ func (r *Role) roomy() error {
 func (r *Role) clone() *Role {
 	c := *r
 	c.Set = r.Set.Clone()
-	c.Consumers = slices.Clone(r.Consumers)
+	c.Consumers, c.SecretHosts = slices.Clone(r.Consumers), slices.Clone(r.SecretHosts)
 	c.Nodes, c.Profile = slices.Clone(r.Nodes), slices.Clone(r.Profile)
 	if r.Run != nil {
 		run := *r.Run

@@ -73,6 +73,8 @@ func (d *decider) shown() step {
 	switch {
 	case run.Retired && (!next.consults() || !next.Shows()):
 		return d.endAs(next, Completed, nil)
+	case run.Cleared && !next.Shows():
+		return d.endAs(next, RolledBack, nil)
 	case run.Retired:
 		next.advance(done, d.now) // publish → sync
 		return d.enterDelivery(next)

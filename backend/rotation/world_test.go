@@ -106,6 +106,7 @@ var shapes = []shape{
 	{name: "consumed", strategy: kind.Overlap, nodes: 1, consumers: true},
 	{name: "consumed alternate", strategy: kind.Alternate, nodes: 1, consumers: true},
 	{name: "consumed swap", strategy: kind.Swap, nodes: 1, consumers: true},
+	{name: "consumed key", strategy: kind.Overlap, targetless: true, document: true, consumers: true},
 	{name: "consumed ring", strategy: kind.KeyRing, targetless: true, document: true, tokens: 20 * time.Minute, consumers: true},
 	{name: "root", strategy: kind.Overlap, nodes: 2, root: true},
 	{name: "root swap", strategy: kind.Swap, nodes: 2, root: true},

@@ -228,6 +228,22 @@ func (c *Cluster) WaitExternalSecret(ctx context.Context, namespace, name string
 	return c.waitReady(ctx, ExternalSecrets, namespace, name)
 }
 
+// WaitUnsynced waits until an ExternalSecret is not synced any more, and its last
+// event says why.
+func (c *Cluster) WaitUnsynced(ctx context.Context, namespace, name, why string) error {
+	return Until(ctx, func(ctx context.Context) error {
+		object, err := c.Dynamic.Resource(ExternalSecrets).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		status, message := condition(object, "Ready")
+		if event := c.lastEvent(ctx, object); status == "True" || !strings.Contains(event, why) {
+			return fmt.Errorf("%s is ready: %s (%s%s)", name, status, message, event)
+		}
+		return nil
+	})
+}
+
 // ForceSync makes External Secrets read an ExternalSecret now, and waits until
 // it has.
 func (c *Cluster) ForceSync(ctx context.Context, namespace, name string) error {

@@ -62,7 +62,8 @@ func loginPostgreSQL(ctx context.Context, addr, username, password string) error
 	}
 	conn, err := pgx.Connect(ctx, u.String())
 	if err == nil {
-		return conn.Close(ctx)
+		_, err = conn.Exec(ctx, "SELECT 1")
+		return errors.Join(err, conn.Close(ctx))
 	}
 	var refused *pgconn.PgError
 	if errors.As(err, &refused) && strings.HasPrefix(refused.Code, "28") { // invalid authorization

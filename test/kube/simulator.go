@@ -44,8 +44,9 @@ func (f Figures) plus(g Figures) Figures {
 // SimulatedPod is what a Simulator knows of a pod.
 type SimulatedPod struct {
 	Namespace, Name, Workload string
-	Username, Password        string // what it took from the Secret when it started last
-	SecretVersion             string // the resource version that these had
+	Username, Password        string            // what it took from the Secret when it started last
+	Values                    map[string]string // all that the Secret held then
+	SecretVersion             string            // the resource version that these had
 	Ready, Gone               bool
 	Restarts                  int
 	Figures
@@ -85,6 +86,7 @@ type simulatorOptions struct {
 	lag        time.Duration
 	backoff    time.Duration
 	logins     map[string]Login
+	clients    map[string]Client
 }
 
 // InNamespace leaves the pods of other namespaces alone. A pod must have no more
@@ -340,7 +342,7 @@ func (p *simulation) credential(ctx context.Context) (username, password string,
 		return "", "", fmt.Errorf("couldn't find key %s in Secret %s/%s", passwordKey, secret.Namespace, secret.Name)
 	}
 	p.update(func(known *SimulatedPod) {
-		known.Username, known.Password, known.SecretVersion = username, password, secret.ResourceVersion
+		known.Username, known.Password, known.SecretVersion, known.Values = username, password, secret.ResourceVersion, texts(secret.Data)
 	})
 	return username, password, nil
 }
@@ -349,7 +351,7 @@ func (p *simulation) credential(ctx context.Context) (username, password string,
 // false when the pod did.
 func (p *simulation) crashes(ctx context.Context, username, password string, restarts int) bool {
 	every, err := time.ParseDuration(cmp.Or(p.pod.Annotations[simEvery], "100ms"))
-	login := p.simulator.options.logins[p.pod.Annotations[simTarget]]
+	login := p.loginTo()
 	if err != nil || login == nil {
 		p.simulator.cluster.Log(p.pod.Namespace, p.pod.Name,
 			fmt.Sprintf("%s is %q, %s is %q: one of them is wrong", simTarget, p.pod.Annotations[simTarget], simEvery, p.pod.Annotations[simEvery]))
