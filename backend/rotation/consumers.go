@@ -511,7 +511,7 @@ func (e *Engine) addShown(to *Delivery, r *Role) {
 	if !slices.Contains(r.Consumers, to.Consumer) || r.With(version.Current) == nil {
 		return
 	}
-	if v := r.Get(r.Run.To); r.Run.Cleared && v != nil {
+	if v := r.cleared(); v != nil {
 		to.Lacks = append(to.Lacks, Shown{Role: r.Name, Value: v.Material.Secret})
 	}
 	fields := map[string]string{"": r.With(version.Current).Material.Secret}
@@ -533,9 +533,17 @@ func (e *Engine) addShown(to *Delivery, r *Role) {
 	}
 }
 
+// cleared is the version that a run has taken out of what consumers read, or nil.
+func (r *Role) cleared() *version.Version {
+	if r.Run == nil || !r.Run.Cleared {
+		return nil
+	}
+	return r.Get(r.Run.To)
+}
+
 // undone is the version that a run takes back, or nil.
 func (r *Role) undone() *version.Version {
-	if r.Run == nil || !r.Run.Back {
+	if r.Run == nil || !r.Run.Back || r.Run.Cleared {
 		return nil
 	}
 	return r.Get(r.Run.To)

@@ -2,7 +2,6 @@ package consumers_test
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/stretchr/testify/require"
@@ -98,12 +97,4 @@ func (s *scene) carries(keys []string) {
 		require.Equal(s.t, creds["value"], secret[fmt.Sprintf("KEY_%d", i)])
 	}
 	require.Equal(s.t, s.served(), secret["password"])
-}
-
-// restarts counts the changes of a Deployment.
-func (s *scene) restarts(name string) int {
-	s.t.Helper()
-	n, err := strconv.Atoi(s.revision("deployment", name))
-	require.NoError(s.t, err)
-	return n
 }
