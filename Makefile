@@ -45,25 +45,25 @@ dev: needs-go ## the same servers, left running to play with
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
 	go build -o bin/demo ./scripts/demo && exec bin/demo -dev
 
-# Much of it waits (for servers, and for time that must pass), so that more runs at
-# once than there are cores. What takes longest begins first, and what only computes
-# gives way to it.
+# Much of it waits (for servers, and for time that must pass), so that more packages run
+# at once than there are cores. What takes longest begins first. What only computes
+# comes after it: servers that have to wait for a core are slow ones to the engine.
 .PHONY: test
 test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, PostgreSQL, RabbitMQ and Vault
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
 	figures=$$(mktemp -d) && trap 'rm -rf "$$figures"' EXIT && \
 	export FAULT_POINTS_FILE=$$figures/1 YEAR_FILE=$$figures/2 SECRETS_FILE=$$figures/3 PROOF_FILE=$$figures/4 && \
-	$(MAKE) --no-print-directory -j2 -k test-race test-all && cat "$$figures"/*
+	$(MAKE) --no-print-directory test-race test-all && cat "$$figures"/*
 
 .PHONY: test-race
 test-race:
 	@FAULT_POINTS_FILE="" CGO_ENABLED=1 \
-	go test -race -shuffle=on -p=4 -parallel=4 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./test/proof ./test/e2e ./...
+	go test -race -shuffle=on -p=3 -parallel=4 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./test/proof ./test/e2e ./...
 
 # Without the race detector every fault point and the whole year are tried.
 .PHONY: test-all
 test-all:
-	@nice -n 5 go test -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./backend/rotation ./backend/schedule
+	@go test -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./backend/rotation ./backend/schedule
 
 # RUN is a part of the scenarios (scripts, operators, kube), or one script; nothing is all.
 E2E_KUBE := $(if $(RUN),$(filter kube,$(RUN)),kube)
