@@ -143,8 +143,8 @@ func (s *scene) more(workload string, n int) {
 	require.NoError(s.t, s.sim.Wait(s.ctx, s.ns, workload, func([]kube.SimulatedPod) bool { return s.sim.Total().Logins >= before+n }))
 }
 
-// restarts is how often workloads were restarted, in all.
-func (s *scene) restarts(workloads ...string) int {
+// restartsOf is how often workloads were restarted, in all.
+func (s *scene) restartsOf(workloads ...string) int {
 	s.t.Helper()
 	sum := 0
 	for _, w := range workloads {

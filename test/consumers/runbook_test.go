@@ -87,7 +87,7 @@ func jwtKeys(s *scene) {
 		s.holds(sessionsApp, map[string]string{field: creds["value"], previousOf[field]: first})
 	}
 	s.everyPod(s.creds("access")["value"], sessionsApp)
-	require.Equal(t, 2, s.restarts(sessionsApp), "once for the key that is to come, once for the one that signs")
+	require.Equal(t, 2, s.restartsOf(sessionsApp), "once for the key that is to come, once for the one that signs")
 	s.more(sessionsApp, 30)
 
 	// Rollback Procedure: the old secrets sign again, in every pod, and what the new
@@ -101,7 +101,7 @@ func jwtKeys(s *scene) {
 	}
 	s.everyPod("the-first-secret-of-32-bytes-for-access", sessionsApp)
 	s.more(sessionsApp, 30)
-	s.shown("JWT secrets", s.restarts(sessionsApp), began)
+	s.shown("JWT secrets", s.restartsOf(sessionsApp), began)
 }
 
 // postgresqlCredentials, R12 and R13: two users take turns, through a KV version 2
@@ -143,7 +143,7 @@ func postgresqlCredentials(s *scene) {
 	_, err := n.Login(s.ctx, "app_a", "the-first-password")
 	require.ErrorContains(t, err, "28P01")
 	s.more("web", 60)
-	s.shown("PostgreSQL credentials", s.restarts("statefulset/pgbouncer", "web", "reports"), began)
+	s.shown("PostgreSQL credentials", s.restartsOf("statefulset/pgbouncer", "web", "reports"), began)
 }
 
 // redisCredentials, R15 and R16: every node takes the new password and keeps it, and
@@ -199,7 +199,7 @@ func redisCredentials(s *scene) {
 		require.NoError(t, kube.LoginTo("redis")(s.ctx, node.Addr, "app", served), "node %d has kept it", i)
 	}
 	s.more("web", 100)
-	s.shown("Redis credentials", s.restarts("web"), began)
+	s.shown("Redis credentials", s.restartsOf("web"), began)
 }
 
 // rabbitmqCredentials, R17 and R18: the new password is proven at the management API,
@@ -239,7 +239,7 @@ func rabbitmqCredentials(s *scene) {
 	require.ErrorIs(t, kube.LoginTo("rabbitmq")(s.ctx, n.Addr, "app_a", "the-first-password"), kube.ErrRefused)
 	s.more("web", 20)
 	require.NotContains(t, fmt.Sprint(told), creds["password"])
-	s.shown("RabbitMQ credentials", s.restarts("web"), began)
+	s.shown("RabbitMQ credentials", s.restartsOf("web"), began)
 }
 
 // managedRabbitMQ is a broker whose management API speaks TLS, too.
@@ -318,7 +318,7 @@ func apiKey(s *scene) {
 	s.holds("app", map[string]string{"api-key": second})
 	s.everyPod(second, "web")
 	s.more("web", 20)
-	s.shown("API key", s.restarts("web"), began)
+	s.shown("API key", s.restartsOf("web"), began)
 }
 
 // automatedCronJob, R24 and R25: what the CronJob did by its schedule. The role's own
@@ -375,7 +375,7 @@ func automatedCronJob(s *scene) {
 	require.Equal(t, 1, next.UTC().Day())
 	require.True(t, next.After(time.Now()))
 	s.more("web", 50)
-	s.shown("automated rotation", s.restarts("web"), began)
+	s.shown("automated rotation", s.restartsOf("web"), began)
 }
 
 // vaultSealed, R27: in a Vault of its own, which is sealed while External Secrets is
@@ -421,12 +421,12 @@ func vaultSealed(shared *scene) {
 	s.until(id, "grace")
 	s.holds("app", map[string]string{"password": second})
 	s.everyPod(second, "web")
-	require.Equal(t, 1, s.restarts("web"))
+	require.Equal(t, 1, s.restartsOf("web"))
 	s.must("retire/redis/app", nil)
 	s.until(id, "completed")
 	require.False(t, accepts(t, n, "the-first-password"))
 	s.more("web", 50)
-	s.shown(fmt.Sprintf("Vault sealed for %.0f s in the middle", down.Seconds()), s.restarts("web"), began)
+	s.shown(fmt.Sprintf("Vault sealed for %.0f s in the middle", down.Seconds()), s.restartsOf("web"), began)
 }
 
 // failureIndicators, R28 to R30 and R34: a good rotation passes every verification
@@ -511,5 +511,5 @@ func failureIndicators(s *scene) {
 	}
 	fault.Store("")
 	s.more("web", 50)
-	s.shown(fmt.Sprintf("verification, and %d failure indicators that each went back", len(indicators)), s.restarts("web"), began)
+	s.shown(fmt.Sprintf("verification, and %d failure indicators that each went back", len(indicators)), s.restartsOf("web"), began)
 }
