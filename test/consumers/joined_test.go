@@ -48,7 +48,7 @@ func joined(s *scene) {
 	s.retire(append(keys, "app")...)
 
 	// The next time the password is one that pods do not start with.
-	was, before := s.served(), s.restarts("web")
+	was, before := s.served(), s.restartsOf("web")
 	s.sim.CrashWhen(func(p kube.SimulatedPod) bool { return p.Password != was })
 	first = s.begin("api-key/key-0")
 	bad, good := s.begin("redis/app"), s.begin("api-key/key-1")
@@ -61,10 +61,10 @@ func joined(s *scene) {
 	require.Equal(t, was, s.served())
 	require.Equal(t, map[string]int{was: 3}, s.running("web"))
 	total := s.sim.Total()
-	figure(t, "joined with a bad one: the good one completes, %d restarts, %d logins, %d refused", s.restarts("web")-before, total.Logins, total.Refused)
+	figure(t, "joined with a bad one: the good one completes, %d restarts, %d logins, %d refused", s.restartsOf("web")-before, total.Logins, total.Refused)
 	require.Zero(t, total.Refused)
 	// the first; both and back; the good one; the bad one and back
-	require.Equal(t, 6, s.restarts("web")-before)
+	require.Equal(t, 6, s.restartsOf("web")-before)
 }
 
 // begin starts a rotation and returns its id, however far it has come.
