@@ -8,21 +8,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/outbound"
 )
 
 // The types of checks.
@@ -89,7 +87,7 @@ func (s *step) call(ctx context.Context, c *Check, address string) (*http.Respon
 	if err != nil {
 		return nil, err
 	}
-	client, done := outside(u, trust, len(secrets) > 0)
+	client, done := outbound.Client(u, outbound.Options{Timeout: kind.CallTimeout, Trust: trust, Follow: len(secrets) == 0})
 	defer done()
 	resp, err := client.Do(r)
 	if err != nil {
@@ -110,34 +108,6 @@ func silenceOf(err error) string {
 	}
 	_, text := explainSilence(err)
 	return text
-}
-
-// outside is a client for checks: it goes to where the URL says, follows redirects
-// within that host alone, with a secret none, and to no address that only a name in
-// disguise would lead to.
-func outside(u *url.URL, trust *tls.Config, secret bool) (client *http.Client, done func()) {
-	onlyLoopback := u.Scheme == "http"
-	dialer := &net.Dialer{Timeout: kind.CallTimeout, Control: func(_, address string, _ syscall.RawConn) error {
-		at, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return errors.New("the address cannot be read")
-		}
-		ip := at.Addr().Unmap()
-		if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || onlyLoopback && !ip.IsLoopback() {
-			return fmt.Errorf("checks send nothing to %s", ip)
-		}
-		return nil
-	}}
-	transport := &http.Transport{DialContext: dialer.DialContext, TLSClientConfig: trust, TLSHandshakeTimeout: kind.CallTimeout, Proxy: nil, DisableKeepAlives: true}
-	return &http.Client{
-		Transport: transport, Timeout: kind.CallTimeout,
-		CheckRedirect: func(r *http.Request, via []*http.Request) error {
-			if secret || len(via) > 3 || r.URL.Host != u.Host || r.URL.Scheme != u.Scheme {
-				return http.ErrUseLastResponse
-			}
-			return nil
-		},
-	}, transport.CloseIdleConnections
 }
 
 // checkService asks a Service of the namespace, through the API server.

@@ -10,16 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/buildinfo"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/outbound"
 )
 
 // Headers of Standard Webhooks (https://www.standardwebhooks.com).
@@ -120,7 +118,9 @@ func (n *Notification) send(ctx context.Context, e Event, mayCall func(host stri
 			return err
 		}
 	}
-	resp, err := client(u.Scheme == "http").Do(req)
+	client, done := outbound.Client(u, outbound.Options{Timeout: sendTimeout})
+	defer done()
+	resp, err := client.Do(req)
 	if err != nil {
 		var wrapped *url.Error
 		if errors.As(err, &wrapped) { // it repeats the URL
@@ -147,24 +147,4 @@ func (n *Notification) sign(req *http.Request, id string, body []byte, now time.
 	req.Header.Set(timeHeader, at)
 	req.Header.Set(signatureHeader, "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 	return nil
-}
-
-// client follows no redirect, uses no proxy, and goes to no address that only a name
-// in disguise would lead to.
-func client(onlyLoopback bool) *http.Client {
-	dialer := &net.Dialer{Timeout: sendTimeout, Control: func(_, address string, _ syscall.RawConn) error {
-		at, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return errors.New("the address cannot be read")
-		}
-		ip := at.Addr().Unmap()
-		if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || onlyLoopback && !ip.IsLoopback() {
-			return fmt.Errorf("nothing is sent to %s", ip)
-		}
-		return nil
-	}}
-	return &http.Client{
-		Transport:     &http.Transport{DialContext: dialer.DialContext, TLSHandshakeTimeout: sendTimeout, DisableKeepAlives: true},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
 }
