@@ -32,8 +32,7 @@ func TestPermitted(t *testing.T) {
 
 func TestRedirects(t *testing.T) {
 	t.Parallel()
-	var server *httptest.Server
-	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/within":
 			http.Redirect(w, r, "/", http.StatusFound)
