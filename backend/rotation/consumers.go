@@ -181,7 +181,10 @@ func (d *decider) deliver() step {
 	case (run.Retired || run.Cleared) && d.expired(): // what is left is told, and holds up no other rotation
 		next := d.role.clone()
 		next.mark(d.now, "sync: given up: "+run.Error)
-		return d.endAs(next, map[bool]State{true: RolledBack, false: Completed}[run.Cleared], nil)
+		if run.Cleared {
+			return d.clearedAll(next)
+		}
+		return d.endAs(next, Completed, nil)
 	case run.Held != "":
 		return step{act: wait, until: d.now.Add(time.Hour)} // until somebody decides
 	case d.facts.progress == nil && len(d.mine()) > 0:
@@ -305,8 +308,10 @@ func (d *decider) deliveredAll(next *Role) step {
 	switch {
 	case run.Retired && phase == Sync:
 		return d.endAs(next, Completed, nil)
-	case run.SwapsBack && phase == Check, run.Cleared && phase == Sync:
+	case run.SwapsBack && phase == Check:
 		return d.endAs(next, RolledBack, nil)
+	case run.Cleared && phase == Sync:
+		return d.clearedAll(next)
 	case next.ring() && phase == Check && d.now.Before(next.readBy()):
 		return step{act: wait, until: next.readBy()}
 	case run.Ahead && phase == Check && run.Unit != 0 && run.CheckUntil.IsZero():
@@ -333,6 +338,16 @@ func (d *decider) deliveredAll(next *Role) step {
 	}
 	next.Run.rest()
 	return d.afterGrace(next)
+}
+
+// clearedAll is the end of a way back on which what failed is not shown any more, which
+// is what its refusal is; or a new beginning.
+func (d *decider) clearedAll(next *Role) step {
+	d.conclude(next)
+	if next.Run.Again && next.Run.Recall == "" {
+		return d.again(next)
+	}
+	return d.endAs(next, RolledBack, nil)
 }
 
 // readBy is when those that nobody has named have read what a ring shows, too. After

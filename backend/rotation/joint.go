@@ -324,7 +324,7 @@ func (u *unit) jointFailure() string {
 func (u *unit) jointlyAt(self *Run, p Phase) bool {
 	for _, m := range u.joined {
 		run := m.role.Run
-		if m.dropped() || m.past() || run.Back && run.Phase == Apply {
+		if m.dropped() || m.past() || run.Back && (run.Phase == Apply || run.Cleared) {
 			continue
 		}
 		if run.Back != self.Back || !slices.Contains([]Phase{Sync, Restart, Check}, run.Phase) || deliveryRank[run.Phase] < deliveryRank[p] {

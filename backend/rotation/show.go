@@ -74,7 +74,7 @@ func (d *decider) shown() step {
 	case run.Retired && (!next.consults() || !next.Shows()):
 		return d.endAs(next, Completed, nil)
 	case run.Cleared && !next.Shows():
-		return d.endAs(next, RolledBack, nil)
+		return d.clearedAll(next)
 	case run.Retired:
 		next.advance(done, d.now) // publish → sync
 		return d.enterDelivery(next)
