@@ -346,7 +346,7 @@ func (d *decider) again(next *Role) step {
 	next.mark(d.now, "taken back together with others; it goes on alone")
 	next.Run = &Run{
 		Rotation: run.Rotation, Trigger: run.Trigger, Phase: Preflight, Source: run.Source, Unit: run.Unit,
-		Started: run.Started, Deadline: d.now.Add(preflightTimeout), Alone: true, Timeline: next.Run.Timeline,
+		Started: run.Started, Deadline: d.now.Add(preflightTimeout), Alone: true, Anew: d.now.UTC(), Timeline: next.Run.Timeline,
 	}
 	next.Prune(next.keep(d.config))
 	return step{act: store, next: next}

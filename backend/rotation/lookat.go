@@ -74,14 +74,18 @@ func (st *Store) broughtBy(ctx context.Context, r *Role, consumer string) (rotat
 	if v == nil {
 		return "", time.Time{}, nil
 	}
+	var last *seen.Consumer // who went back with others begins anew, and has gone both ways
 	for _, way := range []string{wayBack, WayForward} {
 		p, err := storage.Get[seen.Consumer](ctx, st.s, proofKey(v.Rotation, way, string(Sync), consumer))
 		if err != nil {
 			return "", time.Time{}, err
 		}
-		if p != nil && p.Done {
-			return v.Rotation, p.Changed, nil
+		if p != nil && p.Done && (last == nil || p.At.After(last.At)) {
+			last = p
 		}
 	}
-	return v.Rotation, time.Time{}, nil
+	if last != nil {
+		at = last.Changed
+	}
+	return v.Rotation, at, nil
 }

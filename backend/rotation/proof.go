@@ -57,6 +57,20 @@ func (p *Proof) All() *seen.Consumer {
 	return out
 }
 
+// since is p without what was seen before a time.
+func (p *Proof) since(at time.Time) *Proof {
+	if p == nil || at.IsZero() {
+		return p
+	}
+	out := &Proof{Consumer: p.Consumer, Way: p.Way, by: map[Phase]*seen.Consumer{}}
+	for _, step := range p.Steps {
+		if one := p.by[step]; !one.At.Before(at) {
+			out.Steps, out.by[step] = append(out.Steps, step), one
+		}
+	}
+	return out
+}
+
 // Direction names the way.
 func (p *Proof) Direction() string {
 	return map[string]string{wayAhead: "next key", WayForward: "forward", wayBack: "back", wayRetired: "retired"}[p.Way]

@@ -167,6 +167,7 @@ type Run struct {
 	Joint     *joint      `json:"joint,omitempty"`
 	Again     bool        `json:"again,omitempty"`
 	Alone     bool        `json:"alone,omitempty"`
+	Anew      time.Time   `json:"anew,omitzero"` // when it did
 	Delivered []delivered `json:"delivered,omitempty"`
 	// Held is why somebody has to decide.
 	Held string `json:"held,omitempty"`

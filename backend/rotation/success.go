@@ -30,6 +30,8 @@ type Account struct {
 	Back        bool      `json:"back,omitempty"`
 	Retired     bool      `json:"retired,omitempty"`
 	PublishedAt time.Time `json:"published_at,omitzero"`
+	// Anew is when the run began anew; what was seen before was taken back.
+	Anew time.Time `json:"anew,omitzero"`
 	// Shown is where consumers read it, in words.
 	Shown     string   `json:"shown,omitempty"`
 	Consumers []string `json:"consumers,omitempty"`
@@ -42,7 +44,7 @@ type Account struct {
 
 func accountOf(r *Role, run *Run) *Account {
 	a := &Account{
-		Phase: run.Phase, Promoted: run.Promoted, Back: run.Back, Retired: run.Retired, PublishedAt: run.PublishedAt,
+		Phase: run.Phase, Promoted: run.Promoted, Back: run.Back, Retired: run.Retired, PublishedAt: run.PublishedAt, Anew: run.Anew,
 		Consumers: r.Consumers, Server: r.Connection != "" && !r.kept(), Kept: r.kept(),
 	}
 	if v := r.Get(run.To); v != nil {
@@ -151,7 +153,11 @@ func (s *success) byConsumer(name string, look func(*Evidence, string, *Proof) f
 		for _, c := range ev.Account.Consumers {
 			if !known[c] {
 				known[c] = true
-				all = append(all, look(ev, c, s.proofs[c]))
+				p := s.proofs[c].since(ev.Account.Anew)
+				if p != nil && p.Way == wayRetired && ev.Account.Back { // what failed was cleared
+					p = nil
+				}
+				all = append(all, look(ev, c, p))
 			}
 		}
 	}
@@ -323,13 +329,17 @@ func restarted(ev *Evidence, name string, p *Proof) finding {
 		return missing(ev, fmt.Sprintf("consumer %s is proven in phase check", name))
 	case all.Counted.Workloads == 0 && all.Done:
 		return found(Unknown, "not checked: consumer %s names no workloads; add them", name)
-	case !all.Done && (all.Counted.Workloads == 0 || all.Counted.WellWorkloads < all.Counted.Workloads):
+	case !all.Done && (all.Counted.WellWorkloads < all.Counted.Workloads || !slices.ContainsFunc(all.Checks, ran)):
 		return found(NotMet, "consumer %s: %s", name, cmp.Or(all.Error, "not in time"))
 	}
 	n := all.Counted
 	return found(Met, "consumer %s: %d of %d workloads are complete, %d of %d pods run with it and are ready, with %d restarts of containers",
 		name, n.WellWorkloads, n.Workloads, n.WellPods, n.Pods, n.Restarts)
 }
+
+// ran: checks are made when every workload is proven. Until then those that a look has
+// seen need not be all of them.
+func ran(c seen.Check) bool { return c.Ran }
 
 // checked is about the checks of one type.
 func checked(of, condition string) func(*Evidence, string, *Proof) finding {
