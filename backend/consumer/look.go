@@ -313,6 +313,9 @@ func (l *looking) lookAtChecks(ctx context.Context, pods []corev1.Pod) {
 				} else {
 					one.InRow = 1
 				}
+				if err == nil && c.Type == checkLogs { // of many logs several looks read each once; the next begins anew
+					s.memory.dirty()
+				}
 			}
 			l.mu.Lock()
 			defer l.mu.Unlock()

@@ -265,3 +265,26 @@ func TestEvidenceOfAFailure(t *testing.T) {
 	require.Contains(t, got.Seen.Workloads[0].Problem, "CrashLoopBackOff")
 	require.Equal(t, "prod", got.Seen.Connection)
 }
+
+// Many logs are read by each look that can, and not believed from an earlier one.
+func TestLookAtManyLogs(t *testing.T) {
+	t.Parallel()
+	s := standing()
+	pod := podOfWeb("web-1-a", noon.Add(2*time.Second), "r1-1")
+	for i := range logsPerLook + 1 {
+		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: fmt.Sprintf("c%d", i)})
+	}
+	const log = "/api/v1/namespaces/app/pods/web-1-a/log"
+	s.objects[pathOfPods], s.objects[log] = podList(pod), "all is well"
+	e := apiServer(t, s.ServeHTTP)
+	k := newClusters(Options{Entry: func(context.Context, string) (*connection.Entry, error) { return e, nil }})
+	c := &Consumer{
+		Connection: "prod", Namespace: "app", Mode: Restart, ExternalSecrets: []string{"db"}, Workloads: [][]Workload{{{Kind: deployment, Name: "web"}}},
+		Checks: []Check{{Type: checkLogs, Forbid: "password authentication failed"}},
+	}
+	out := k.Look(t.Context(), c, served(noon))
+	require.True(t, out.Done, out.Error)
+	s.objects[log] = "password authentication failed"
+	out = k.Look(t.Context(), c, served(noon))
+	require.False(t, out.Checks[0].Passed, out.Checks[0].Result)
+}

@@ -78,6 +78,13 @@ func (m *memory) clean(log string) {
 	m.logs[log] = true
 }
 
+// dirty has all logs read again.
+func (m *memory) dirty() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.logs = nil
+}
+
 // memories are those of all deliveries, and which lists were refused.
 type memories struct {
 	mu      sync.Mutex
