@@ -340,6 +340,15 @@ func (u *unit) jointlyBack() bool {
 	return !slices.ContainsFunc(u.joined, func(m member) bool { return !m.role.Run.Back && !m.past() })
 }
 
+// leftBack reports whether all that share a delivery have left its way back: what one of
+// them clears is a delivery of its own.
+func (u *unit) leftBack() bool {
+	return !slices.ContainsFunc(u.joined, func(m member) bool {
+		run := m.role.Run
+		return run.Back && !run.Cleared && slices.Contains([]Phase{Sync, Restart, Check}, run.Phase)
+	})
+}
+
 // again begins a run anew whose delivery failed together with others.
 func (d *decider) again(next *Role) step {
 	run := next.Run

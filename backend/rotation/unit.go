@@ -291,7 +291,7 @@ func (d *decider) together() (s step, ok bool) {
 		return d.await(u.alongside(d.role, run.Phase) && u.jointlyAt(run, run.Phase))
 	}
 	if run.Cleared && run.Phase == Publish { // one write, or one of them would show again what another has cleared
-		return d.await(u.all(func(m member) bool { return m.run() == nil || m.role.lingering() == nil }))
+		return d.await(u.all(func(m member) bool { return m.run() == nil || m.role.lingering() == nil }) && u.leftBack())
 	}
 	if run.Back {
 		return d.await(run.Phase != Publish || u.all(u.settledBack) && u.jointlyBack())
