@@ -152,8 +152,10 @@ func silentCases(s *scene) {
 	_, err := s.cluster.Kubectl(s.ctx, "rollout", "pause", "deployment/web", "-n", s.ns)
 	require.NoError(t, err)
 	refused("paused")
-	_, err = s.cluster.Kubectl(s.ctx, "rollout", "resume", "deployment/web", "-n", s.ns)
-	require.NoError(t, err)
+	for _, verb := range []string{"resume", "status"} { // status waits until its controller has seen it
+		_, err = s.cluster.Kubectl(s.ctx, "rollout", verb, "deployment/web", "-n", s.ns)
+		require.NoError(t, err)
+	}
 	_, err = s.write("roles/app", map[string]any{"consumers": "nobody"})
 	require.ErrorContains(t, err, `consumer "nobody" does not exist`)
 	data := s.must("rotate/redis/app", nil)
