@@ -51,7 +51,7 @@ dev: needs-go ## the same servers, left running to play with
 .PHONY: test
 test: needs-go needs-packages ## all tests: unit, fault injection, real Redis, PostgreSQL, RabbitMQ and Vault
 	@HARMONYFLOW_VAULT=$$(scripts/ensure-vault.sh) && export HARMONYFLOW_VAULT && \
-	figures=$$(mktemp -d) && trap 'rm -rf "$$figures"' EXIT && \
+	figures=$$(mktemp -d) && touch "$$figures/0" && trap 'rm -rf "$$figures"' EXIT && \
 	export FAULT_POINTS_FILE=$$figures/1 YEAR_FILE=$$figures/2 SECRETS_FILE=$$figures/3 PROOF_FILE=$$figures/4 && \
 	$(MAKE) --no-print-directory test-race test-all && cat "$$figures"/*
 
@@ -77,8 +77,8 @@ e2e: needs-go needs-packages ## scenarios from end to end: scripts on a Vault th
 	export HARMONYFLOW_VAULT_FULL HARMONYFLOW_OPERATORS &&) \
 	$(if $(E2E_KUBE),HARMONYFLOW_KUBE=$$(scripts/ensure-kube.sh) && HARMONYFLOW_ESO=$$(scripts/ensure-eso.sh) && \
 	export HARMONYFLOW_KUBE HARMONYFLOW_ESO &&) \
-	figures=$$(mktemp -d) && trap 'rm -rf "$$figures"' EXIT && \
-	export SECRETS_FILE=$$figures/1 CONSUMERS_FILE=$$figures/2 && touch "$$SECRETS_FILE" && \
+	figures=$$(mktemp -d) && touch "$$figures/0" && trap 'rm -rf "$$figures"' EXIT && \
+	export SECRETS_FILE=$$figures/1 CONSUMERS_FILE=$$figures/2 && \
 	CGO_ENABLED=1 go test -race -p=1 -count=1 -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) \
 		$(if $(E2E_TESTS),-run '$(E2E_TESTS)',-skip TestREADMEShowsTheDemo) \
 		$(if $(E2E_VAULT),./test/e2e) $(if $(E2E_KUBE),./test/kube ./backend/consumer ./test/consumers ./scripts/demo) && \
