@@ -81,3 +81,14 @@ func TestRolloutThatIsTakenBack(t *testing.T) {
 	require.True(t, begun, "one that is under way is waited for")
 	require.NotEmpty(t, left)
 }
+
+func TestSameRotation(t *testing.T) {
+	t.Parallel()
+	const id = "01a22528-c7fb-7716-b98b-e8c7b2876208"
+	for _, of := range []string{id + "-1", id + "-2", id + "~1", id + "~2"} { // alone, and shared
+		require.True(t, sameRotation(of, id+"-2"), of)
+		require.False(t, sameRotation(of, "01a22528-c7fb-7716-b98b-e8c7b2876209-2"), of)
+		require.False(t, sameRotation(of, "01a22528-c7fb-7716-b98b-000000000000~1"), of)
+	}
+	require.False(t, sameRotation("", ""))
+}

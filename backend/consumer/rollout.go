@@ -112,7 +112,7 @@ func (s *step) lookAtOther(w *workload, pods []corev1.Pod, changed time.Time) (l
 
 // sameRotation reports whether two deliveries are ways of one rotation.
 func sameRotation(a, b string) bool {
-	i, j := strings.LastIndexByte(a, '-'), strings.LastIndexByte(b, '-')
+	i, j := strings.LastIndexAny(a, "-~"), strings.LastIndexAny(b, "-~")
 	return i > 0 && i == j && a[:i] == b[:j]
 }
 
