@@ -267,7 +267,8 @@ func (w *world) noteProof(key string, value []byte) {
 	}
 }
 
-// checkReserved: a consumer is one rotation's.
+// checkReserved: a consumer is one rotation's. The last sync of one that has retired
+// restarts nothing and reserves nothing, whichever of the two is asked about.
 func (w *world) checkReserved(d Delivery) {
 	id := d.ID[:len(d.ID)-2]
 	for _, r := range w.roles {
@@ -275,7 +276,7 @@ func (w *world) checkReserved(d Delivery) {
 		if run == nil || run.Rotation == id || run.Joint != nil && run.deliveryID() == d.ID || !slices.Contains(r.Consumers, d.Consumer) {
 			continue
 		}
-		if run.Phase == Sync || run.Phase == Restart || run.Phase == Check {
+		if run.Phase == Sync && !run.Retired || run.Phase == Restart || run.Phase == Check {
 			w.violateLocked("consumer %s is worked at by %s and by the rotation of role %s", d.Consumer, id, r.Name)
 		}
 	}

@@ -55,7 +55,7 @@ const (
 // has to decide. A ring is delivered twice.
 func (r *Role) joinable() bool {
 	swaps := r.Spec.Strategy == kind.Swap && r.Connection != ""
-	return r.consults() && !swaps && !r.ring() && !r.HoldOnFailure && !r.Run.Alone
+	return r.consults() && !swaps && !r.ring() && !r.HoldOnFailure && !r.Run.alone()
 }
 
 // queued reports whether a run waits for consumers, and may share them.
@@ -67,6 +67,9 @@ func (r *Role) queued(rotation string) bool {
 // shares reports whether the run is in a joint delivery, or on the way to it or back
 // from it.
 func (run *Run) shares() bool { return run.Joint != nil && !run.Retired }
+
+// alone: it went back with others once, and shares no delivery any more.
+func (run *Run) alone() bool { return !run.Anew.IsZero() }
 
 // waiting is who wants consumers that are another's, as of its last look.
 type waiting struct {
@@ -250,7 +253,7 @@ func (e *Engine) holds(ctx context.Context, held *reservation, p party) (bool, e
 		run := r.Run
 		// A delivery that was shared is over for who begins anew, and for who goes back from
 		// his grace: he needs a reservation of his own.
-		left := len(held.Joined) > 0 && !run.Back && (run.Alone || run.Phase == Grace)
+		left := len(held.Joined) > 0 && !run.Back && (run.alone() || run.Phase == Grace)
 		over := !run.Back && run.Recall == "" && (run.Phase == Grace || run.Phase == Retire || run.Retired)
 		return !over && !left
 	}), nil
@@ -297,7 +300,7 @@ func (run *Run) joins(j *joint) bool {
 	if run.Joint != nil {
 		return run.Joint.ID == j.ID && !run.Retired
 	}
-	return run.Phase == Preflight && !run.Surveyed && !run.Alone
+	return run.Phase == Preflight && !run.Surveyed && !run.alone()
 }
 
 // dropped: it went back before anything of it was shown.
@@ -355,7 +358,7 @@ func (d *decider) again(next *Role) step {
 	next.mark(d.now, "taken back together with others; it goes on alone")
 	next.Run = &Run{
 		Rotation: run.Rotation, Trigger: run.Trigger, Phase: Preflight, Source: run.Source, Unit: run.Unit,
-		Started: run.Started, Deadline: d.now.Add(preflightTimeout), Alone: true, Anew: d.now.UTC(), Timeline: next.Run.Timeline,
+		Started: run.Started, Deadline: d.now.Add(preflightTimeout), Anew: d.now.UTC(), Timeline: next.Run.Timeline,
 	}
 	next.Prune(next.keep(d.config))
 	return step{act: store, next: next}

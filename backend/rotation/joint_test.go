@@ -96,15 +96,11 @@ func TestJoinedRestart(t *testing.T) {
 // One of a joint delivery is bad: all go back together, the good ones complete alone,
 // and the bad one is rolled back for its own fault.
 func TestJoinedWithABadOne(t *testing.T) {
-	for _, strategy := range []kind.Strategy{kind.Overlap, kind.Alternate} {
-		t.Run(string(strategy), func(t *testing.T) {
-			jointWorld(t, consumed(strategy), func(t *testing.T, w *world) {
-				w.rotate("a")
-				w.hasConsumers("a")
+	for _, s := range jointShapes() {
+		t.Run(s.name, func(t *testing.T) {
+			jointWorld(t, s, func(t *testing.T, w *world) {
 				w.spoiling("c")
-				w.rotate("b")
-				w.rotate("c")
-				w.rotate("d")
+				w.queueUp("a", "b", "c", "d")
 				w.idle("a", "b", "c", "d")
 				w.finish()
 				require.Equal(t, []State{Completed, Completed, RolledBack, Completed}, w.states("a", "b", "c", "d"))
@@ -269,15 +265,19 @@ func jointScenarios() []scenario {
 	}
 }
 
+// jointShapes are those whose deliveries may be shared.
+func jointShapes() []shape {
+	return []shape{consumed(kind.Overlap), consumed(kind.Alternate), shownKeys()}
+}
+
 func TestJointFaults(t *testing.T) {
-	for _, strategy := range []kind.Strategy{kind.Overlap, kind.Alternate} {
+	for n, s := range jointShapes() {
 		for i, sc := range jointScenarios() {
-			if strategy == kind.Alternate && i != 1 {
-				continue // its target is asked nothing new
+			if n > 0 && i != 1 {
+				continue // nothing new is asked of anybody
 			}
-			s := consumed(strategy)
 			s.queue = true
-			t.Run(string(strategy)+"/"+sc.name, func(t *testing.T) {
+			t.Run(s.name+"/"+sc.name, func(t *testing.T) {
 				t.Parallel()
 				everyPoint(t, s, sc)
 			})
@@ -288,10 +288,9 @@ func TestJointFaults(t *testing.T) {
 // TestRandomJoint has people work on roles that share consumers, close together, while
 // things fail and one of the roles is bad for a while.
 func TestRandomJoint(t *testing.T) {
-	for _, strategy := range []kind.Strategy{kind.Overlap, kind.Alternate} {
-		t.Run(string(strategy), func(t *testing.T) {
+	for _, s := range jointShapes() {
+		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
-			s := consumed(strategy)
 			end := time.Now().Add(*pairBudget)
 			joined := 0
 			for seed := *pairSeed; time.Now().Before(end) && !t.Failed(); seed++ {

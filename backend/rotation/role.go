@@ -84,8 +84,6 @@ type Role struct {
 	LookAt time.Time `json:"look_at,omitzero"`
 	// Unmended is how many reconciles in a row have failed.
 	Unmended int `json:"unmended,omitempty"`
-	// Nodes held this role's user when it was last proven; see
-	// connection.Entry.Generation.
 	// Consumers are those that have to run with what the role serves before anything
 	// earlier is refused. HoldOnFailure: one that fails is for people to decide about.
 	Consumers     []string `json:"consumers,omitempty"`
@@ -94,7 +92,9 @@ type Role struct {
 	SecretHosts []string `json:"secret_hosts,omitempty"`
 	// Profile is what its user was found to be, beside its password; see
 	// kind.Finding.
-	Profile         []string  `json:"profile,omitempty"`
+	Profile []string `json:"profile,omitempty"`
+	// Nodes held this role's user when it was last proven; see
+	// connection.Entry.Generation.
 	Nodes           []string  `json:"nodes,omitempty"`
 	NodesGeneration int       `json:"nodes_generation,omitempty"`
 	Created         time.Time `json:"created"`
@@ -162,12 +162,11 @@ type Run struct {
 	// this role has brought each of those that it delivers to.
 	PublishedAt time.Time `json:"published_at,omitzero"`
 	Surveyed    bool      `json:"surveyed,omitempty"` // its consumers are reserved, and nothing stands against it there
-	// Joint is who shares the delivery. Again: it went back with them and begins anew,
-	// Alone.
+	// Joint is who shares the delivery. Again: it goes back with them and then begins
+	// anew, alone; Anew is when it did.
 	Joint     *joint      `json:"joint,omitempty"`
 	Again     bool        `json:"again,omitempty"`
-	Alone     bool        `json:"alone,omitempty"`
-	Anew      time.Time   `json:"anew,omitzero"` // when it did
+	Anew      time.Time   `json:"anew,omitzero"`
 	Delivered []delivered `json:"delivered,omitempty"`
 	// Held is why somebody has to decide.
 	Held string `json:"held,omitempty"`

@@ -18,24 +18,6 @@ func shownKeys() shape {
 	return shape{name: "consumed keys", strategy: kind.Overlap, targetless: true, document: true, consumers: true}
 }
 
-// Of secrets that no server holds, too, those that went back because of another one
-// begin anew, when what failed of them is cleared.
-func TestJoinedKeysWithABadOne(t *testing.T) {
-	jointWorld(t, shownKeys(), func(t *testing.T, w *world) {
-		w.rotate("a")
-		w.hasConsumers("a")
-		w.spoiling("c")
-		w.rotate("b")
-		w.rotate("c")
-		w.rotate("d")
-		w.idle("a", "b", "c", "d")
-		w.finish()
-		require.Equal(t, []State{Completed, Completed, RolledBack, Completed}, w.states("a", "b", "c", "d"))
-		require.Empty(t, w.role("b").Suspended)
-		require.Equal(t, "m0-c", secret(w.role("c"), version.Current))
-	})
-}
-
 // What failed of a secret that no server holds is as old as any other failure: it makes
 // room for later ones.
 func TestFailedKeysArePruned(t *testing.T) {
@@ -79,8 +61,8 @@ func TestNothingIsMetAnew(t *testing.T) {
 	jointWorld(t, consumed(kind.Overlap), func(t *testing.T, w *world) {
 		w.spoiling("c")
 		ids := w.queueUp("a", "b", "c")
-		w.shortly("b", func(run *Run) bool { return run.Alone && run.Phase == Preflight })
-		require.True(t, w.role("b").Run.Alone)
+		w.shortly("b", func(run *Run) bool { return run.alone() && run.Phase == Preflight })
+		require.True(t, w.role("b").Run.alone())
 		got := w.verdictsOf(t, ids[0])
 		for _, name := range []string{inKubernetes, allRestarted, healthy} {
 			require.Equal(t, Pending, got[name].Verdict, got[name].Line())

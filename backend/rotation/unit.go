@@ -261,7 +261,7 @@ func (d *decider) joint() bool {
 	}
 	switch run.Phase {
 	case Preflight:
-		return run.Alone
+		return run.alone()
 	case Promote, Publish, Sync, Restart, Check, Grace:
 		return true
 	case Generate:

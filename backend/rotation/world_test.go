@@ -770,7 +770,7 @@ func (w *world) checkDirection(before, r *Role) {
 	if r.Run == nil {
 		return
 	}
-	run := fmt.Sprintf("%s/%s/%t", r.Run.Rotation, r.Name, r.Run.Alone) // which begins anew
+	run := fmt.Sprintf("%s/%s/%t", r.Run.Rotation, r.Name, r.Run.alone()) // which begins anew
 	if w.backward == nil {
 		w.backward = map[string]bool{}
 	}
