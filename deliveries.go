@@ -41,6 +41,9 @@ func (b *backend) describeDeliveries(ctx context.Context, h *rotation.Header, ro
 		m := consumerMap(p.Consumer, s)
 		m["direction"], m["outcome"] = p.Direction(), p.State()
 		consumers = append(consumers, m)
+		if _, told := data["consumer "+p.Consumer]; told && !p.Main() {
+			continue // what pods run with is what people look for
+		}
 		data["consumer "+p.Consumer] = fmt.Sprintf("%s, %s: %s", p.Direction(), p.State(), consumerLine(s))
 	}
 	for _, name := range unreached(roles, all, only) {

@@ -38,6 +38,13 @@ func TestDeliveriesAreShown(t *testing.T) {
 	require.Len(t, all["consumers"], 20)
 	require.Equal(t, int64(5), all["more_consumers"])
 	require.Equal(t, "forward, in sync: 1 ExternalSecret synced, 1 of 1 value in the Secrets as served", all["consumer web-00"])
+	// A last sync does not hide where pods were brought.
+	last := &seen.Consumer{Connection: "prod", Namespace: "app", Mode: "restart", At: at, Done: true}
+	last.Count()
+	require.NoError(t, storage.Put(t.Context(), m.storage, fmt.Sprintf("%s%s/3.sync.web-00", storage.Proof, rotation), last, 1<<16))
+	again := m.read("rotations/" + rotation).data
+	require.Equal(t, all["consumer web-00"], again["consumer web-00"])
+	require.Equal(t, "afterwards", again["consumers"].([]any)[1].(map[string]any)["direction"])
 	one := m.send(request{op: "read", path: "rotations/" + rotation, data: map[string]any{"consumer": "web-24"}}).data
 	require.Len(t, one["consumers"], 1)
 	web := one["consumers"].([]any)[0].(map[string]any)

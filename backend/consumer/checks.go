@@ -99,14 +99,13 @@ func (s *step) call(ctx context.Context, c *Check, address string) (*http.Respon
 	return resp, nil
 }
 
-// silenceOf says why a host did not answer. What it wrote itself, into a certificate
-// too, is not repeated: it may have been shown a secret before.
+// silenceOf says why the host of a check did not answer.
 func silenceOf(err error) string {
+	text, _ := outbound.Silence(err)
 	var untrusted *tls.CertificateVerificationError
 	if errors.As(err, &untrusted) {
-		return "has a certificate that is not trusted, or not for this host; give ca_cert of who signed it"
+		text += "; give ca_cert of who signed it"
 	}
-	_, text := explainSilence(err)
 	return text
 }
 

@@ -1,21 +1,18 @@
 package consumer
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"regexp"
 	"strings"
-	"syscall"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/outbound"
 )
 
 // explain turns what happened to a call into an error with its class. Of what an
@@ -103,42 +100,20 @@ func forbidden(s metav1.Status, what string) string {
 
 // explainSilence is about calls that were not answered.
 func explainSilence(err error) (kind.Class, string) {
-	var (
-		dns      *net.DNSError
-		system   syscall.Errno
-		netError net.Error
-	)
-	switch {
-	case connection.Distrust(err) != "":
-		return kind.Unavailable, "cannot be used: " + trust(connection.Distrust(err))
-	case errors.As(err, &dns):
-		return kind.Unreachable, fmt.Sprintf("cannot be found: the name %.80q does not resolve", dns.Name)
-	case errors.Is(err, context.Canceled):
-		return kind.Unreachable, "was not waited for"
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &netError) && netError.Timeout(),
-		strings.Contains(err.Error(), "client rate limiter Wait returned an error"):
-		return kind.Unreachable, "did not answer in time"
-	case errors.As(err, &system):
-		return kind.Unreachable, "cannot be reached: " + system.Error()
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
-		return kind.Unreachable, "closed the connection before it answered"
-	case strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
-		return kind.Unavailable, "does not speak TLS: check the port and the scheme of host"
+	if why := connection.Distrust(err); why != "" {
+		return kind.Unavailable, "cannot be used: " + trust(why)
 	}
-	return kind.Unavailable, fmt.Sprintf("gave an answer that cannot be understood (%T); check that host leads to an API server", innermost(err))
+	if strings.Contains(err.Error(), "client rate limiter Wait returned an error") {
+		return kind.Unreachable, "did not answer in time"
+	}
+	text, reached := outbound.Silence(err)
+	if !reached {
+		return kind.Unreachable, text
+	}
+	return kind.Unavailable, text + "; check that host leads to an API server"
 }
 
 // trust names the fields of this type of connection.
 func trust(text string) string {
 	return strings.NewReplacer("tls_ca", "ca_cert", "tls_cert and tls_key", "the client certificate of the kubeconfig").Replace(text)
-}
-
-func innermost(err error) error {
-	for {
-		next := errors.Unwrap(err)
-		if next == nil {
-			return err
-		}
-		err = next
-	}
 }

@@ -334,8 +334,12 @@ func (n *Notifier) look(ctx context.Context, id string) error {
 		return nil
 	}
 	h, err := n.o.Rotations.Header(ctx, id)
-	if err != nil || h == nil {
+	if err != nil {
 		return err
+	}
+	if h == nil { // retention was faster
+		delete(n.free, id)
+		return nil
 	}
 	if h.Parent != "" { // which tells of its children
 		if n.due[h.Parent].IsZero() {

@@ -151,14 +151,17 @@ func (w *world) notification(name string, events ...Kind) {
 	n := &Notification{Name: name, URL: "https://hooks.example.com/x", Format: JSON, Events: events, Mount: "harmonyflow/", Created: time.Now()}
 	require.NoError(w.t, w.n.store.Put(context.Background(), n))
 	w.n.Changed()
-	time.Sleep(time.Second)
+	w.pass(time.Second)
 }
+
+// pass lets time pass, by the clock of the bubble.
+func (w *world) pass(d time.Duration) { <-time.After(d) }
 
 // move stores where a rotation stands, and says so.
 func (w *world) move(id string, state, ended rotation.State, roles ...string) {
 	w.rotations.put(id, state, ended, roles...)
 	w.n.Moved(id)
-	time.Sleep(3 * time.Second)
+	w.pass(3 * time.Second)
 }
 
 func (w *world) events(to string) []Event {
@@ -207,9 +210,9 @@ func TestEventsOfRotations(t *testing.T) {
 					w.restart()
 				}
 			}
-			time.Sleep(24 * time.Hour)
+			w.pass(24 * time.Hour)
 			w.restart()
-			time.Sleep(24 * time.Hour)
+			w.pass(24 * time.Hour)
 			require.Equal(t, []Kind{Started, Promoted, Completed, Started, Failing, RolledBack}, w.kinds("all"))
 			require.Equal(t, []Kind{Failing, RolledBack}, w.kinds("bad"))
 			require.Equal(t, "redis/app, redis/web: rotation completed", w.events("all")[2].Summary)
@@ -225,13 +228,13 @@ func TestFoundAfterACrash(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		t.Helper()
 		w.notification("all")
-		time.Sleep(time.Hour)
+		w.pass(time.Hour)
 		open, done := newID(), newID()
 		w.rotations.put(open, rotation.InGrace, "", "app")
 		w.rotations.put(done, rotation.Completed, rotation.Completed, "web")
 		w.stop()
 		w.start()
-		time.Sleep(5 * time.Second)
+		w.pass(5 * time.Second)
 		require.ElementsMatch(t, []Kind{Started, Promoted, Started, Promoted, Completed}, w.kinds("all"))
 	})
 }
@@ -270,7 +273,7 @@ func TestDownForAnHour(t *testing.T) {
 			w.move(id, rotation.Completed, rotation.Completed, "app")
 			require.Len(t, w.kinds("up"), len(want)+3)
 			want = append(want, Started, Promoted, Completed)
-			time.Sleep(time.Minute - time.Since(began))
+			w.pass(time.Minute - time.Since(began))
 		}
 		require.Empty(t, w.kinds("down"))
 		require.Equal(t, len(want), w.n.Health("down").Pending)
@@ -279,7 +282,7 @@ func TestDownForAnHour(t *testing.T) {
 		w.mu.Lock()
 		w.down["down"] = false
 		w.mu.Unlock()
-		time.Sleep(maxPause + time.Second)
+		w.pass(maxPause + time.Second)
 		require.ElementsMatch(t, want, w.kinds("down"))
 		require.True(t, slices.IsSortedFunc(w.events("down"), func(a, b Event) int { return a.At.Compare(b.At) }))
 		t.Logf("receiver down for an hour: %d events, all told when it was back; the other had each within 3 s", len(want))
@@ -295,9 +298,9 @@ func TestGivenUp(t *testing.T) {
 		w.down["down"] = true
 		w.mu.Unlock()
 		w.move(newID(), rotation.Completed, rotation.Completed, "app")
-		time.Sleep(keepFor - time.Hour)
+		w.pass(keepFor - time.Hour)
 		require.Equal(t, 3, w.n.Health("down").Pending)
-		time.Sleep(2 * time.Hour)
+		w.pass(2 * time.Hour)
 		require.Zero(t, w.n.Health("down").Pending)
 		left, err := w.n.out.letters(context.Background())
 		require.NoError(t, err)
@@ -318,7 +321,7 @@ func TestEventsOfRoles(t *testing.T) {
 				w.standings[name] = rotation.Standing{Kind: "redis", Drifted: true}
 			}
 			w.mu.Unlock()
-			time.Sleep(3 * time.Minute)
+			w.pass(3 * time.Minute)
 		}
 		set("a", "b")
 		w.restart()
@@ -345,11 +348,11 @@ func TestLargeRotationsAreReadSeldom(t *testing.T) {
 		w.rotations.put(id, rotation.Running, "", names...)
 		for range 1000 {
 			w.n.Moved(id)
-			time.Sleep(100 * time.Millisecond)
+			w.pass(100 * time.Millisecond)
 		}
 		w.rotations.put(id, rotation.Completed, rotation.Completed, names...)
 		w.n.Moved(id)
-		time.Sleep(time.Minute)
+		w.pass(time.Minute)
 		require.Equal(t, []Kind{Started, Promoted, Completed}, w.kinds("all"))
 		require.Less(t, w.rotations.reads, 8)
 		e := w.events("all")[2]
@@ -373,7 +376,7 @@ func TestStorageFails(t *testing.T) {
 				id := newID()
 				w.move(id, rotation.Running, "", "app")
 				w.move(id, rotation.Completed, rotation.Completed, "app")
-				time.Sleep(2 * time.Minute)
+				w.pass(2 * time.Minute)
 				ids := map[Kind]map[string]bool{}
 				for _, e := range w.events("all") {
 					if ids[e.Kind] == nil {
@@ -497,6 +500,26 @@ func TestSend(t *testing.T) {
 	err = n.send(t.Context(), e, may)
 	require.Error(t, err)
 	require.NotContains(t, err.Error(), "in-the-url")
+}
+
+// A receiver that repeats what it was sent, where others say what they think of it, is
+// not repeated in errors, which people read.
+func TestReceiverThatEchoes(t *testing.T) {
+	for _, answer := range []string{"HTTP/1.1 500 %s\r\nContent-Length: 0\r\n\r\n", "%s\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n"} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				return
+			}
+			defer func() { _ = conn.Close() }()
+			_, _ = fmt.Fprintf(conn, answer, r.Header.Get("X-Key"))
+		}))
+		n := &Notification{URL: server.URL + "/x", Format: Slack, Header: map[string]string{"X-Key": "in-the-header"}}
+		err := n.send(t.Context(), Event{ID: "x"}, func(string) bool { return true })
+		require.Error(t, err)
+		require.NotContains(t, err.Error(), "in-the-header")
+		server.Close()
+	}
 }
 
 func TestCheck(t *testing.T) {

@@ -122,16 +122,13 @@ func (n *Notification) send(ctx context.Context, e Event, mayCall func(host stri
 	defer done()
 	resp, err := client.Do(req)
 	if err != nil {
-		var wrapped *url.Error
-		if errors.As(err, &wrapped) { // it repeats the URL
-			err = wrapped.Err
-		}
-		return fmt.Errorf("%s: %w", u.Host, err)
+		text, _ := outbound.Silence(err) // the error repeats the URL
+		return fmt.Errorf("%s %s", u.Host, text)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return fmt.Errorf("%s answered %s", u.Host, resp.Status)
+		return fmt.Errorf("%s answered %d %s", u.Host, resp.StatusCode, http.StatusText(resp.StatusCode)) // and not in its own words
 	}
 	return nil
 }

@@ -50,11 +50,11 @@ func Client(u *url.URL, o Options) (client *http.Client, done func()) {
 func permitted(address string, onlyLoopback bool) error {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return errors.New("the address cannot be read")
+		return forbidden{errors.New("the address cannot be read")}
 	}
 	ip := at.Addr().Unmap()
 	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || onlyLoopback && !ip.IsLoopback() {
-		return fmt.Errorf("nothing is sent to %s", ip)
+		return forbidden{fmt.Errorf("nothing is sent to %s", ip)}
 	}
 	return nil
 }

@@ -23,7 +23,8 @@ import (
 type Proof struct {
 	Consumer string
 	// Way is 0 for the next key of a ring, 1 for what was promoted, 2 for the way back,
-	// and 3 for what was left to publish after the previous version was refused.
+	// and 3 for what was left to publish then: that the previous version, or the one that
+	// failed, is gone.
 	Way string
 	// Steps are those of which something is kept, in order.
 	Steps []Phase
@@ -35,7 +36,7 @@ const (
 	wayAhead   = "0"
 	WayForward = "1"
 	wayBack    = "2"
-	wayRetired = "3"
+	wayAfter   = "3"
 )
 
 var deliverySteps = []Phase{Sync, Restart, Check}
@@ -73,8 +74,11 @@ func (p *Proof) since(at time.Time) *Proof {
 
 // Direction names the way.
 func (p *Proof) Direction() string {
-	return map[string]string{wayAhead: "next key", WayForward: "forward", wayBack: "back", wayRetired: "retired"}[p.Way]
+	return map[string]string{wayAhead: "next key", WayForward: "forward", wayBack: "back", wayAfter: "afterwards"}[p.Way]
 }
+
+// Main reports whether it is a delivery that pods had to follow.
+func (p *Proof) Main() bool { return p.Way != wayAfter }
 
 // State is how far a delivery is, or what became of it.
 func (p *Proof) State() string {
@@ -82,7 +86,7 @@ func (p *Proof) State() string {
 	switch {
 	case !p.by[last].Done:
 		return "failed"
-	case last == Check, p.Way == wayRetired:
+	case last == Check, p.Way == wayAfter:
 		return "proven"
 	}
 	return "in " + string(last)

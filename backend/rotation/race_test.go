@@ -2,7 +2,6 @@
 
 package rotation
 
-// stride is how many operations there are to one that meets faults: what the race
-// detector watches for does not depend on the operation, and all of them are tried
-// without it.
+// stride is how many operations there are to one that meets faults; without the race
+// detector all of them do.
 const stride = 5

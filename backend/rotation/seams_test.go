@@ -91,7 +91,7 @@ func TestPartialLooks(t *testing.T) {
 
 	cleared := &seen.Consumer{Done: true, Values: []seen.Value{{Role: "a", Held: true}}}
 	cleared.Count()
-	p = &Proof{Consumer: "web", Way: wayRetired, Steps: []Phase{Sync}, by: map[Phase]*seen.Consumer{Sync: cleared}}
+	p = &Proof{Consumer: "web", Way: wayAfter, Steps: []Phase{Sync}, by: map[Phase]*seen.Consumer{Sync: cleared}}
 	require.Equal(t, NotMet, Success([]*Evidence{ev}, []*Proof{p})[1].Verdict, "what was cleared is not what was to be brought")
 }
 

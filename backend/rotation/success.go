@@ -102,7 +102,7 @@ func Success(roles []*Evidence, proofs []*Proof) []Criterion {
 		}
 	}
 	for _, p := range proofs { // the last way that is about what is promoted
-		if p.Way == WayForward || p.Way == wayRetired && s.proofs[p.Consumer] == nil {
+		if p.Way == WayForward || p.Way == wayAfter && s.proofs[p.Consumer] == nil {
 			s.proofs[p.Consumer] = p
 		}
 	}
@@ -154,7 +154,7 @@ func (s *success) byConsumer(name string, look func(*Evidence, string, *Proof) f
 			if !known[c] {
 				known[c] = true
 				p := s.proofs[c].since(ev.Account.Anew)
-				if p != nil && p.Way == wayRetired && ev.Account.Back { // what failed was cleared
+				if p != nil && p.Way == wayAfter && ev.Account.Back { // what failed was cleared
 					p = nil
 				}
 				all = append(all, look(ev, c, p))
