@@ -26,6 +26,8 @@ func advice(r *Role) string {
 	switch {
 	case r.asked():
 		return fmt.Sprintf("a new version has been asked for, which nobody can take back; read rotations/%s and wait until it has ended", run.Rotation)
+	case run.committed():
+		return "it is an emergency, which nothing takes back; " + waits
 	case run.Back || run.Recall != "":
 		return "it is on its way back; " + waits
 	case run.Held != "":
@@ -65,7 +67,7 @@ func (e *Engine) lockRole(ctx context.Context, name string) error {
 // abandonable reports whether a run is where cancel no longer ends it, and only
 // its target can.
 func abandonable(run *Run) bool {
-	return run.Back || run.Phase == Publish || run.Phase == Grace || run.Phase == Retire
+	return run.Back || run.Phase == Publish || run.Phase == Grace || run.Phase == Retire || run.committed()
 }
 
 // Abandon deletes a role whose rotation waits for a target that will not come

@@ -27,6 +27,10 @@ type Request struct {
 	Keys [][]string
 	// Source is the version that a rollback brings back.
 	Source int
+	// Emergency is what an emergency does beyond others, and Overrides what it sets
+	// aside, in words.
+	Emergency *Emergency
+	Overrides []string
 }
 
 // Conflict is a request that cannot be served as things stand. Its text says
@@ -102,22 +106,24 @@ func (e *Engine) beginOne(ctx context.Context, req Request) (*Header, error) {
 func (e *Engine) beginAs(ctx context.Context, req Request, parent, id string) (*Header, error) {
 	// A role that is rotating may be locked for as long as its target hangs: it is
 	// left out before the others are locked.
-	free, taken, err := e.sortOut(ctx, req.Roles)
+	free, taken, err := e.sortOut(ctx, req.Trigger, req.Roles)
 	if err != nil || len(free) == 0 {
 		return nil, cmp.Or(err, taken)
 	}
-	unlock, err := e.locks.lockAll(ctx, namesOf(free))
-	if err != nil {
-		return nil, fmt.Errorf("the roles are busy; try again: %w", err)
-	}
-	defer unlock()
-	free, taken, err = e.sortOut(ctx, namesOf(free))
-	if err != nil || len(free) == 0 {
-		return nil, cmp.Or(err, taken)
+	if req.Trigger != Urgent { // which takes them over, one by one
+		unlock, err := e.locks.lockAll(ctx, namesOf(free))
+		if err != nil {
+			return nil, fmt.Errorf("the roles are busy; try again: %w", err)
+		}
+		defer unlock()
+		free, taken, err = e.sortOut(ctx, req.Trigger, namesOf(free))
+		if err != nil || len(free) == 0 {
+			return nil, cmp.Or(err, taken)
+		}
 	}
 	h := &Header{
 		ID: id, Parent: parent, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: clip(req.Reason),
-		Started: time.Now().UTC(), Source: req.Source,
+		Started: time.Now().UTC(), Source: req.Source, Emergency: req.Emergency, Overrides: req.Overrides,
 	}
 	units := unitsOf(req.Trigger, free)
 	for _, r := range free {
@@ -170,7 +176,7 @@ func (e *Engine) openRotation(ctx context.Context, h *Header, req Request) error
 
 // sortOut reads roles and says which are free; taken is about the first that
 // is not.
-func (e *Engine) sortOut(ctx context.Context, names []string) (free []*Role, taken, err error) {
+func (e *Engine) sortOut(ctx context.Context, t Trigger, names []string) (free []*Role, taken, err error) {
 	if err := e.st.settle(ctx); err != nil {
 		return nil, nil, err
 	}
@@ -185,7 +191,7 @@ func (e *Engine) sortOut(ctx context.Context, names []string) (free []*Role, tak
 		case r == nil && taken == nil:
 			taken = fmt.Errorf("role %q: %w", names[i], ErrNotFound)
 		case r == nil:
-		case r.Run != nil:
+		case r.Run != nil && !(t == Urgent && r.yields()):
 			e.wake(r.lane(), r.Name, time.Now()) // nobody may be at it any more
 			if taken == nil {
 				taken = busy(r)
@@ -200,6 +206,10 @@ func (e *Engine) sortOut(ctx context.Context, names []string) (free []*Role, tak
 // beginRoles gives each role its run. A role whose entry cannot be written now
 // is begun later, by whoever resumes the rotation.
 func (e *Engine) beginRoles(ctx context.Context, h *Header, roles []*Role) {
+	if h.Trigger == Urgent {
+		e.takeOver(ctx, h)
+		return
+	}
 	var mu sync.Mutex
 	failed := false
 	g := errgroup.Group{}
@@ -236,7 +246,7 @@ func (e *Engine) beginRole(ctx context.Context, h *Header, r *Role) error {
 func newRun(h *Header, now time.Time) *Run {
 	return &Run{
 		Rotation: h.ID, Trigger: h.Trigger, Phase: Preflight, Source: h.Source,
-		Started: now.UTC(), Deadline: now.Add(preflightTimeout),
+		Started: now.UTC(), Deadline: now.Add(preflightTimeout), Emergency: h.Emergency,
 	}
 }
 
@@ -423,7 +433,11 @@ func (e *Engine) resumePart(ctx context.Context, h *Header, p Part) error {
 	wait, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
 	if e.locks.lock(wait, p.Role) != nil {
-		e.wake(laneRecover, h.ID+"/"+p.Role, time.Now().Add(pause(3)))
+		after := pause(3)
+		if h.Trigger == Urgent {
+			after = pause(1)
+		}
+		e.wake(laneRecover, h.ID+"/"+p.Role, time.Now().Add(after))
 		return nil
 	}
 	defer e.locks.unlock(p.Role)
@@ -442,12 +456,19 @@ func (e *Engine) resumePart(ctx context.Context, h *Header, p Part) error {
 		if r != nil {
 			e.noteDue(r)
 		}
+		if h.Trigger == Create && r != nil && r.With(version.Current) != nil { // whose end was cut off
+			if err := e.inherited(ctx, r); err != nil {
+				return err
+			}
+		}
 		e.endedPart(h.ID, ev.Part)
 		return nil
 	case r == nil && time.Since(h.Started) < settleTime:
 		// A create whose write failed just now may still come to be.
 		e.wake(laneRecover, h.ID, h.Started.Add(settleTime))
 		return nil
+	case h.Trigger == Urgent && r != nil && r.Kind == p.Kind && r.takenBy(h):
+		return e.seize(ctx, h, r)
 	case r == nil || r.Run != nil || r.Kind != p.Kind || r.LastRun != nil && r.LastRun.At.After(h.Started):
 		p.State, p.Error = Superseded, "it was interrupted before this role was begun"
 		e.endedPart(h.ID, p)
@@ -475,7 +496,10 @@ func (st *Store) dropOpen(ctx context.Context, id string) error {
 // be in it.
 func newest(r *Role) *version.Version {
 	for _, v := range slices.Backward(r.Versions) {
-		replaced := v.Stage == version.Retired || r.ring() && v.Stage == version.Previous && !v.TakenBack
+		if !v.Compromised.IsZero() {
+			continue
+		}
+		replaced := v.Stage == version.Retired || v.Stage == version.Previous && !v.TakenBack && (r.ring() || v.Number == r.Beside)
 		if replaced && !r.Served(v.Material) && r.turnsTo(v.Material) {
 			return &v
 		}

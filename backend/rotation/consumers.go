@@ -41,6 +41,18 @@ type Delivery struct {
 	Holds, Lacks []Shown
 	// Undone, on the way back, is what was shown between; that of key rings stays.
 	Undone []Shown
+	// Emergency is what else is to be done there; nil where there is none.
+	Emergency *Emergency
+}
+
+// Emergency is what a rotation after a compromise does at consumers beyond what every
+// rotation does.
+type Emergency struct {
+	// Namespaces are restarted whole, where they are those of consumers.
+	Namespaces []string `json:"namespaces,omitempty"`
+	// Hooks are the names of those that are called; NoHooks: none is. Else all are.
+	Hooks   []string `json:"hooks,omitempty"`
+	NoHooks bool     `json:"no_hooks,omitempty"`
 }
 
 // Shown is a value that a role shows to consumers. It prints as its role alone.
@@ -79,6 +91,9 @@ type Survey struct {
 type Deliverer interface {
 	// Survey changes nothing. role is who asks: a consumer says which may use it.
 	Survey(ctx context.Context, consumer, role string) Survey
+	// Radius changes nothing. It says what an emergency would do at a consumer, and in
+	// Notes what would stand against it there.
+	Radius(ctx context.Context, consumer string, what Emergency) Survey
 	// Deliver does what can be done now of step Sync, Restart or Check.
 	Deliver(ctx context.Context, step Phase, d Delivery) Progress
 	// Patience is how long step may take at a consumer, in all.
@@ -100,6 +115,8 @@ const (
 type delivered struct {
 	Consumer string `json:"consumer"`
 	Step     Phase  `json:"step"` // the last one that is done
+	// Until, in an emergency, is until when the next one may take.
+	Until time.Time `json:"until,omitzero"`
 }
 
 // delivers reports whether the run stops at its consumers.
@@ -120,13 +137,17 @@ func (r *Role) consults() bool {
 }
 
 // surveys reports whether preflight has still to ask the role's consumers.
-func (r *Role) surveys() bool { return r.consults() && r.Run.Phase == Preflight && !r.Run.Surveyed }
+func (r *Role) surveys() bool {
+	return r.consults() && r.Run.Phase == Preflight && !r.Run.Surveyed && !r.Run.urgent() // nothing there stops an emergency
+}
 
 // deliveryID tells the ways of a rotation apart: what comes next of a ring, what is
 // promoted, and what is taken back.
 func (run *Run) deliveryID() string {
 	way := "1"
 	switch {
+	case run.urgent():
+		return run.emergencyID()
 	case run.Ahead:
 		way = "0"
 	case run.Cleared, run.Retired:
@@ -168,6 +189,9 @@ func (d *decider) enterDelivery(next *Role) step {
 	run := next.Run
 	run.rest()
 	run.Delivered, run.PublishedAt, run.CheckUntil = nil, d.now.UTC(), time.Time{}
+	if run.urgent() {
+		return d.enterRescue(next)
+	}
 	return step{act: store, next: next}
 }
 
@@ -175,6 +199,9 @@ func (d *decider) enterDelivery(next *Role) step {
 // others of its unit do is waited for.
 func (d *decider) deliver() step {
 	run, r := d.role.Run, d.role
+	if run.urgent() {
+		return d.rescue()
+	}
 	switch {
 	case run.Recall != "" && !run.Back && !run.Retired && !run.shares(): // else when it is over
 		return d.turnBack(run.Recall)
@@ -290,14 +317,13 @@ func (d *decider) turnBack(why string) step {
 }
 
 // swapBack is for a target that knows one credential: it has to know the old one
-// again before that is served.
+// again before that is served. For as long as it cannot be told, what it knows works.
 func (d *decider) swapBack(why string) step {
 	next := d.role.clone()
 	next.mark(d.now, "the previous material is put back, and consumers may be refused until they have it: "+why)
-	next.PromoteBack(next.Run.Rotation, d.now)
-	next.LastRotation = d.now
-	next.Run.Phase, next.Run.Back, next.Run.SwapsBack, next.Run.Error = Apply, true, true, clip(why)
-	next.Run.Deadline, next.Run.Held, next.Run.Why = time.Time{}, "", clip(why)
+	next.Run.SwapsBack = true
+	next.advance(recall, d.now) // → apply, on the way back
+	next.Run.Error, next.Run.Why, next.Run.Held = clip(why), clip(why), ""
 	return d.startUndo(next)
 }
 
@@ -325,11 +351,18 @@ func (d *decider) deliveredAll(next *Role) step {
 	}
 	switch {
 	case run.Back:
+		if next.ring() {
+			next.date(run.To, d.now) // they have signed with it until now
+		}
 		next.advance(done, d.now) // check → apply, on the way back
 		return d.startUndo(next)
 	case run.Ahead:
 		return d.promote(nil)
 	case next.ring():
+		if !run.GraceUntil.IsZero() {
+			run.beginGrace(d.now, next.Grace(d.config)) // counted from the proof: they have signed with the other until now
+		}
+		next.date(run.From, d.now)
 		return d.afterCheck(next)
 	}
 	next.advance(done, d.now) // check → grace
@@ -362,11 +395,11 @@ func (r *Role) readBy() time.Time {
 func (run *Run) reached(consumer string, step Phase) {
 	for i := range run.Delivered {
 		if run.Delivered[i].Consumer == consumer {
-			run.Delivered[i].Step = step
+			run.Delivered[i].Step, run.Delivered[i].Until = step, time.Time{}
 			return
 		}
 	}
-	run.Delivered = append(slices.Clone(run.Delivered), delivered{consumer, step})
+	run.Delivered = append(slices.Clone(run.Delivered), delivered{Consumer: consumer, Step: step})
 }
 
 func (run *Run) stepAt(consumer string) Phase {
@@ -378,12 +411,25 @@ func (run *Run) stepAt(consumer string) Phase {
 	return ""
 }
 
+// stepFor is the step that is done at a consumer now: that of the phase, but for an
+// emergency, where no consumer waits for another one.
+func (run *Run) stepFor(consumer string) Phase {
+	if !run.urgent() {
+		return run.Phase
+	}
+	return map[Phase]Phase{"": Sync, Sync: Restart, Restart: Check, Check: Check}[run.stepAt(consumer)]
+}
+
 // mine are the consumers that this role delivers to for its unit, and that are not
 // done with this phase.
 func (d *decider) mine() []string {
 	var out []string
+	phase := d.role.Run.Phase
+	if d.role.Run.urgent() { // each goes on by itself
+		phase = Check
+	}
 	for _, c := range d.role.Consumers {
-		if d.leader(c) == d.role.Name && deliveryRank[d.role.Run.stepAt(c)] < deliveryRank[d.role.Run.Phase] {
+		if d.leader(c) == d.role.Name && deliveryRank[d.role.Run.stepAt(c)] < deliveryRank[phase] {
 			out = append(out, c)
 		}
 	}
@@ -448,7 +494,7 @@ func (u *unit) alongside(self *Role, p Phase) bool {
 // that can go on: what was proven is kept first.
 func (e *Engine) bring(jobs []*job) (live []*job) {
 	for _, j := range jobs {
-		j.facts.progress = map[string]Progress{}
+		j.facts.progress, j.facts.patiences = map[string]Progress{}, map[string]time.Duration{}
 		d := &decider{role: j.role, facts: &j.facts}
 		mine := d.mine()
 		deliveries := make([]Delivery, len(mine))
@@ -463,7 +509,7 @@ func (e *Engine) bring(jobs []*job) (live []*job) {
 				ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
 				defer cancel()
 				results[i] = e.guardedDelivery(func() Progress {
-					return e.o.Consumers.Deliver(ctx, j.role.Run.Phase, deliveries[i])
+					return e.o.Consumers.Deliver(ctx, j.role.Run.stepFor(mine[i]), deliveries[i])
 				})
 				return nil
 			})
@@ -477,6 +523,9 @@ func (e *Engine) bring(jobs []*job) (live []*job) {
 		live = append(live, j)
 		for i, c := range mine {
 			j.facts.progress[c] = results[i]
+			if j.role.Run.urgent() {
+				j.facts.patiences[c] = e.patience(c, j.role.Run.stepFor(c))
+			}
 			if j.role.Run.Deadline.IsZero() { // it is for the whole phase
 				j.facts.patience = max(j.facts.patience, e.patience(c, j.role.Run.Phase))
 			}
@@ -511,7 +560,7 @@ func (e *Engine) guardedDelivery(call func() Progress) (p Progress) {
 
 // delivery is what a consumer has to get from the roles of the unit.
 func (e *Engine) delivery(d *decider, consumer string) Delivery {
-	out := Delivery{Consumer: consumer, ID: d.role.Run.deliveryID(), Since: d.role.Run.PublishedAt}
+	out := Delivery{Consumer: consumer, ID: d.role.Run.deliveryID(), Since: d.role.Run.PublishedAt, Emergency: d.role.Run.emergency()}
 	e.addShown(&out, d.role)
 	for _, m := range d.facts.unit.everybody() {
 		if run := m.run(); run != nil && run.deliveryID() == d.role.Run.deliveryID() {

@@ -29,6 +29,7 @@ type clusterWorld struct {
 	total        int
 	bad          map[string]bool // secrets that pods do not start with
 	rejects      string          // a role whose new secrets they do not start with
+	unsynced     string          // a consumer whose Secret does not come
 }
 
 // fakeConsumers is what one instance sees of clusters.
@@ -82,6 +83,11 @@ func (f *fakeConsumers) Survey(ctx context.Context, consumer, _ string) Survey {
 	return Survey{Err: err}
 }
 
+func (f *fakeConsumers) Radius(ctx context.Context, consumer string, _ Emergency) Survey {
+	_, err := f.enter(ctx, "radius")
+	return Survey{Err: err, Plan: []string{"restart " + consumer}}
+}
+
 func (f *fakeConsumers) Look(ctx context.Context, d Delivery) *seen.Consumer {
 	if _, err := f.enter(ctx, "look"); err != nil {
 		return &seen.Consumer{Error: err.Error()}
@@ -126,12 +132,17 @@ func (w *world) deliverLocked(step Phase, d Delivery) Progress {
 	if c.secret[d.Consumer] == nil {
 		c.secret[d.Consumer], c.pods[d.Consumer] = map[string]kind.Material{}, map[string]kind.Material{}
 	}
-	if step != Sync || !strings.HasSuffix(d.ID, "-3") {
-		w.checkReserved(d)
+	if d.Emergency == nil {
+		if step != Sync || !strings.HasSuffix(d.ID, "-3") {
+			w.checkReserved(d)
+		}
+		w.checkUndone(d)
 	}
-	w.checkUndone(d)
 	switch step {
 	case Sync:
+		if c.unsynced == d.Consumer {
+			return Progress{Waits: "it is not synced"}
+		}
 		for _, r := range w.roles {
 			if slices.Contains(r.Consumers, d.Consumer) {
 				c.secret[d.Consumer][r.Name] = r.With(version.Current).Material
@@ -178,6 +189,9 @@ func (w *world) checkUndone(d Delivery) {
 	}
 	for _, h := range d.Holds {
 		r := w.roles[h.Role]
+		if r.Run == nil || r.Run.urgent() { // it was taken over after this was read
+			continue
+		}
 		named := slices.ContainsFunc(d.Undone, func(u Shown) bool { return u.Role == h.Role })
 		if failed := r.Get(r.Run.To); named == (r.ring() || failed == nil || r.Served(failed.Material)) {
 			w.violateLocked("delivery %s back takes back %v, and role %s is %s", d.ID, d.Undone, h.Role, describe(r))
@@ -273,7 +287,7 @@ func (w *world) checkReserved(d Delivery) {
 	id := d.ID[:len(d.ID)-2]
 	for _, r := range w.roles {
 		run := r.Run
-		if run == nil || run.Rotation == id || run.Joint != nil && run.deliveryID() == d.ID || !slices.Contains(r.Consumers, d.Consumer) {
+		if run == nil || run.urgent() || run.Rotation == id || run.Joint != nil && run.deliveryID() == d.ID || !slices.Contains(r.Consumers, d.Consumer) {
 			continue
 		}
 		if run.Phase == Sync && !run.Retired || run.Phase == Restart || run.Phase == Check {
@@ -285,7 +299,7 @@ func (w *world) checkReserved(d Delivery) {
 // checkPods: what pods run with is accepted, so that none of them is refused; with
 // swap, but for the interval.
 func (w *world) checkPods() {
-	if !w.shape.consumers {
+	if !w.shape.consumers || w.abandoned {
 		return
 	}
 	if w.shape.targetless {
@@ -295,7 +309,7 @@ func (w *world) checkPods() {
 	for consumer, pods := range w.clusters.pods {
 		for role, m := range pods {
 			r := w.roles[role]
-			if r == nil || w.touched(r) || r.Spec.Strategy == kind.Swap {
+			if r == nil || w.touched(r) || r.Spec.Strategy == kind.Swap || r.compromised(m) {
 				continue
 			}
 			for _, name := range w.order {
@@ -313,7 +327,7 @@ func (w *world) checkKeys() {
 	for consumer, pods := range w.clusters.pods {
 		for role, m := range pods {
 			r := w.roles[role]
-			if r == nil || r.ring() || w.doc == nil || w.doc.Body[r.Field] == "" {
+			if r == nil || r.ring() || w.doc == nil || w.doc.Body[r.Field] == "" || r.compromised(m) {
 				continue
 			}
 			if m.Secret != w.doc.Body[r.Field] && m.Secret != w.doc.Body[r.Spec.PreviousField] {
@@ -326,8 +340,11 @@ func (w *world) checkKeys() {
 // checkDelivered: at rest pods run with what is served.
 func (w *world) checkDelivered(r *Role) {
 	for _, c := range r.Consumers {
+		if w.abandoned {
+			return
+		}
 		pods := w.clusters.pods[c]
-		if m, ok := pods[r.Name]; ok && !r.Served(m) && r.LastRun != nil {
+		if m, ok := pods[r.Name]; ok && !r.Served(m) && r.LastRun != nil && r.LastRun.Trigger != Create && !r.compromised(m) {
 			w.violateLocked("at rest pods of consumer %s run with %s of role %s, which serves %s", c, m.Secret, r.Name, describe(r))
 		}
 	}

@@ -90,10 +90,12 @@ type facts struct {
 	// there, and whether they are the unit's.
 	progress map[string]Progress
 	patience time.Duration
-	surveyed *surveyed
-	reserved *reserved
-	unit     *unit // where the others of the unit stand
-	permit   bool  // the stored attempt is this worker's own and not used yet
+	// patiences, in an emergency, are how long the next step may take at each of them.
+	patiences map[string]time.Duration
+	surveyed  *surveyed
+	reserved  *reserved
+	unit      *unit // where the others of the unit stand
+	permit    bool  // the stored attempt is this worker's own and not used yet
 
 	// Of secrets that another server keeps.
 	sight   *kind.Sight
@@ -176,6 +178,9 @@ type decider struct {
 	// generation is that of the connection; nodes remembered from another one are
 	// forgotten.
 	generation int
+	// since is when the engine was started: what is stored from before it may be of a
+	// snapshot.
+	since time.Time
 	// pause is how long to wait before try n, jitter included.
 	pause func(n int) time.Duration
 }
@@ -261,7 +266,7 @@ func (d *decider) preflight() step {
 		return step{act: reach}
 	case d.facts.reached != nil && d.facts.reached.err != nil:
 		return d.retry(d.facts.reached.err, bad)
-	case d.role.announces() && d.role.crowded() != "":
+	case (d.role.announces() || run.urgent() && d.role.ring()) && d.role.crowded() != "":
 		return d.event(bad, d.role.crowded())
 	case d.targetless:
 		return d.event(done, "")
@@ -340,10 +345,10 @@ func (d *decider) unavailable() error {
 			up = true
 		}
 	}
-	if len(down) == 0 || d.role.AllowPartial && up && unreachable(down) {
+	if len(down) == 0 || d.role.passesOver() && up && unreachable(down) {
 		return nil
 	}
-	return downError(down, d.role.AllowPartial)
+	return downError(down, d.role.passesOver())
 }
 
 // unreachable reports whether clients cannot get at any of these nodes either. A
@@ -390,7 +395,7 @@ func (d *decider) problem() string {
 		return fmt.Sprintf("what user %q may do takes more than %d KiB to describe, so that no other can be kept like it: give it fewer rules, or rotate it with another strategy",
 			d.role.inUse(), maxProfile>>10)
 	}
-	if run.Trigger == Reconcile {
+	if run.Trigger == Reconcile || run.urgent() { // whatever is accepted is about to be refused
 		return ""
 	}
 	current := d.role.With(version.Current)
@@ -419,6 +424,9 @@ func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) strin
 	user := d.role.inUse()
 	if current != nil {
 		if i := slices.IndexFunc(d.facts.asked, current.Material.Same); i < 0 || !n.Accepts[i] {
+			if d.role.Run.Restores {
+				return d.refusesRestored(n, current)
+			}
 			if d.role.Run.Adopted {
 				return fmt.Sprintf("node %s refuses the initial_password of user %q", n.Node, user)
 			}
@@ -426,12 +434,17 @@ func (d *decider) nodeProblem(n kind.NodeAnswer, current *version.Version) strin
 				return fmt.Sprintf("node %s refuses the current version (%d) of user %q; set its password there, and write connections/%s with that and force=true",
 					n.Node, current.Number, user, d.role.Connection)
 			}
-			return fmt.Sprintf("node %s refuses the current version (%d) of user %q; run reconcile/%s/%s",
+			return fmt.Sprintf("node %s refuses the current version (%d) of user %q; run reconcile/%s/%s, which puts it back; "+
+				"if somebody changed it on purpose, delete the role and create it with their password as initial_password",
 				n.Node, current.Number, user, d.role.Kind, d.role.Name)
 		}
 	}
 	if n.Extra != 0 && current != nil {
 		user := userNames(d.role.usernames())
+		if d.role.Run.Restores {
+			return fmt.Sprintf("node %s accepts passwords for user %s that role %q did not have when it was deleted; "+
+				"remove them, or restore it with overwrite_existing=true, which does that", n.Node, user, d.role.Name)
+		}
 		if d.role.Run.Adopted {
 			return fmt.Sprintf("node %s accepts further passwords for user %s besides initial_password; "+
 				"remove them, or set overwrite_existing=true", n.Node, user)
@@ -458,7 +471,7 @@ func (d *decider) apply() step {
 		return d.announce()
 	case d.targetless:
 		return d.promote(nil)
-	case run.Trigger == Reconcile && d.unsent():
+	case (run.Trigger == Reconcile || d.role.putsBack()) && d.unsent():
 		return d.send(d.role.clone(), d.applyGoal())
 	}
 	return d.pursue(d.applyGoal(), d.promote)
@@ -473,6 +486,9 @@ func (d *decider) applyGoal() goal {
 	pending := r.With(version.Pending)
 	g.accept, g.lead = []kind.Material{pending.Material}, pending.Material
 	current := r.With(version.Current)
+	if r.Run.urgent() { // where it is refused already, it is not to be accepted again
+		current = nil
+	}
 	switch {
 	case r.Spec.Strategy == kind.Swap:
 		g.exclusive = true
@@ -501,7 +517,7 @@ func (d *decider) promote(v *verdict) step {
 	if d.role.Run.Trigger == Reconcile {
 		return d.end(Completed, v)
 	}
-	if d.role.Run.Unit != 0 && d.role.Run.Phase != Check && !d.last() {
+	if d.role.Run.Unit != 0 && d.role.Run.Phase != Check && !d.last() && !d.role.Run.urgent() {
 		next := d.role.clone()
 		d.learn(next, v)
 		next.advance(done, d.now) // apply → test
@@ -521,13 +537,21 @@ func (d *decider) promoted(v *verdict) step {
 		next.advance(done, d.now)
 	}
 	next.Promote(d.now)
-	next.LastRotation = d.now
+	if v := next.Get(next.Beside); v != nil && v.Stage == version.Previous && next.Served(v.Material) {
+		v.Stage = version.Retired // a rollback serves it, under the newer number
+	}
+	if run := next.Run; !run.Restores || !run.Adopted { // which is as old as it was
+		next.LastRotation = d.now
+	}
 	d.serveSlot(next)
 	run := next.Run
 	run.Promoted = true
 	run.rest()
 	if grace := next.Grace(d.config); next.graceful() && grace > 0 {
 		run.beginGrace(d.now, grace)
+	}
+	if run.urgent() {
+		return d.endEarlier(next)
 	}
 	if next.ring() {
 		next.dateKeys(d.now)
@@ -560,6 +584,9 @@ func (d *decider) afterPublish(next *Role) step {
 
 // afterGrace goes on from the beginning of grace, which may be its end.
 func (d *decider) afterGrace(next *Role) step {
+	if next.beside() != nil && next.Run.Restores {
+		return d.endBeside(next)
+	}
 	if next.Run.GraceUntil.After(d.now) || next.Run.Unit != 0 || d.leavesLane(next) {
 		return step{act: store, next: next}
 	}
@@ -589,11 +616,43 @@ func (d *decider) grace() step {
 		return d.reapply()
 	case !d.graceOver():
 		return step{act: wait, until: run.GraceUntil}
+	case d.role.beside() != nil && run.Restores:
+		return d.endBeside(d.role.clone())
 	case d.role.ring() && run.GraceUntil.IsZero() && run.Trigger != Create:
 		return d.guarded(d.endAs(d.role.clone(), Completed, nil)) // its unit has waited for others
-	default:
+	case d.targetless || run.GraceFrom.After(d.since):
 		return d.guarded(d.startRetire(d.role.clone()))
+	case d.facts.answer == nil:
+		g := d.onlyCurrent(goal{})
+		return step{act: probe, goal: g, ask: g.ask()}
 	}
+	if err := d.stranger(); err != nil {
+		return d.retry(err, bad)
+	}
+	return d.guarded(d.startRetire(d.role.clone()))
+}
+
+// stranger says why what is stored is not to be trusted: no node accepts any of it. A
+// snapshot of Vault that was restored holds rotations as they once were; what is
+// accepted by now is what consumers run with, and only they have it.
+func (d *decider) stranger() error {
+	user := d.role.inUse()
+	err := fmt.Errorf("no node of the target answers")
+	for _, n := range d.facts.answer.Nodes {
+		if n.Err != nil {
+			err = n.Err
+			continue
+		}
+		for i, accepted := range n.Accepts {
+			if accepted && d.facts.asked[i].Username == user {
+				return nil
+			}
+		}
+		err = fmt.Errorf("node %s refuses every stored version of user %q: it was changed, or Vault restored from a snapshot; run reconcile/%s/%s to put them back, "+
+			"or keep what is there: delete the role with abandon=true and create it with that",
+			n.Node, user, d.role.Kind, d.role.Name)
+	}
+	return err
 }
 
 // reserveBack takes the consumers once more where a way back begins in grace, when they
@@ -637,11 +696,11 @@ func (d *decider) reapply() step {
 }
 
 func (d *decider) startRetire(next *Role) step {
-	next.advance(done, d.now) // grace → retire
+	next.advance(done, d.now) // grace → retire, in an emergency promote → retire
 	next.Run.rest()
 	next.Run.CloseBefore = d.now
 	permit := false
-	if !d.targetless && (next.Spec.Strategy != kind.Swap || next.Spec.CloseConnections && next.Run.Trigger != Create) {
+	if !d.targetless && (next.Spec.Strategy != kind.Swap || next.closes()) {
 		next.Run.Attempt = d.attempt(string(Retire))
 		permit = true
 	}
@@ -650,12 +709,15 @@ func (d *decider) startRetire(next *Role) step {
 
 // retire: the point of no return is behind. Only current stays accepted.
 func (d *decider) retire() step {
-	if d.targetless {
+	switch {
+	case d.targetless:
 		return d.retired(nil)
+	case d.heldUp():
+		return d.bringMeanwhile()
 	}
 	g := d.onlyCurrent(goal{call: string(Retire)})
 	g.users = d.onlyUser(d.role.usernames()[len(d.role.usernames())-1])
-	if d.role.Run.Trigger != Create {
+	if d.role.closes() {
 		g.closeBefore = d.role.closeBefore(d.now)
 	}
 	return d.pursue(g, d.retired)
@@ -664,10 +726,17 @@ func (d *decider) retire() step {
 // retired is reached when previous has been proven refused: it leaves the
 // role's document, if there is one.
 func (d *decider) retired(v *verdict) step {
-	if !d.role.Shows() {
-		return d.end(Completed, v)
-	}
 	next := d.proven(v)
+	if next.Run.urgent() && len(next.Run.Missed) == 0 {
+		next.Run.Refused = d.now.UTC()
+		next.mark(d.now, "every earlier version is refused")
+	}
+	switch {
+	case next.Run.Over:
+		return d.rescued(next)
+	case !d.role.Shows() && !d.role.rescues():
+		return d.endAs(next, Completed, v)
+	}
 	next.advance(done, d.now) // retire → publish
 	next.Run.rest()
 	return step{act: store, next: next}
@@ -736,6 +805,9 @@ func (d *decider) undo() step {
 		next.Run.rest()
 		return step{act: store, next: next}
 	}
+	if r.swapping() {
+		return d.unswap()
+	}
 	failing := r.Get(r.Run.To)
 	g := goal{call: "undo"}
 	if current := r.With(version.Current); current != nil {
@@ -753,6 +825,33 @@ func (d *decider) undo() step {
 			return d.takenBack(v)
 		}
 		next := d.proven(v)
+		next.advance(done, d.now) // apply → publish: the server knows what is served
+		next.Run.rest()
+		return step{act: store, next: next}
+	})
+}
+
+// swapping reports whether a role on its way back serves what failed, because its
+// server has not been seen to know the previous material again.
+func (r *Role) swapping() bool {
+	run := r.Run
+	return run != nil && run.SwapsBack && numberOf(r.With(version.Current)) == run.To
+}
+
+// unswap has the server know the previous material again, and then serves that.
+func (d *decider) unswap() step {
+	r := d.role
+	previous, failing := r.With(version.Previous).Material, r.With(version.Current).Material
+	g := goal{call: "undo", accept: []kind.Material{previous}, lead: previous, exclusive: true}
+	if !failing.Same(previous) {
+		g.refuse = []kind.Material{failing}
+	}
+	return d.pursue(g, func(v *verdict) step {
+		next := r.clone()
+		next.mark(d.now, "serving the previous material again")
+		next.PromoteBack(next.Run.Rotation, d.now)
+		next.LastRotation = d.now
+		next = d.provenAs(next, v)
 		next.advance(done, d.now) // apply → publish: the server knows what is served
 		next.Run.rest()
 		return step{act: store, next: next}
@@ -781,7 +880,7 @@ func (d *decider) pursue(g goal, met func(*verdict) step) step {
 	case f.answer == nil:
 		return step{act: probe, goal: g, ask: g.ask()}
 	}
-	v := judge(*f.answer, f.asked, g, d.role.AllowPartial)
+	v := judge(*f.answer, f.asked, g, d.role.passesOver())
 	if v.met {
 		switch err := unsaved(f.outcome, v.missed); {
 		case err != nil:
@@ -852,7 +951,7 @@ func (d *decider) unsent() bool {
 // patient phases are retried for ever: half of them is no place to stop.
 func (d *decider) patient() bool {
 	run := d.role.Run
-	return run.Back || run.Phase == Retire || run.Phase == Grace || run.Phase == Publish
+	return run.Back || run.Phase == Retire || run.Phase == Grace || run.Phase == Publish || run.urgent()
 }
 
 func (d *decider) expired() bool {
@@ -933,7 +1032,7 @@ func (d *decider) doom(err error) step {
 func (d *decider) event(on event, reason string) step {
 	run := d.role.Run
 	l, ok := d.role.follow(on)
-	if !ok {
+	if !ok || run.TookOver != "" && on != done {
 		return d.retry(fmt.Errorf("%s", reason), on)
 	}
 	next := d.role.clone()
@@ -961,7 +1060,7 @@ func (d *decider) event(on event, reason string) step {
 	}
 	if d.facts.finding != nil {
 		d.remember(next, d.facts.answer.Nodes)
-		next.Run.Adopted = run.Adopted && d.acceptedEverywhere(next.With(version.Pending))
+		next.Run.Adopted = run.Adopted && (run.Restores || d.acceptedEverywhere(next.With(version.Pending)))
 		if profile := d.facts.finding.Profile; len(profile) > 0 {
 			next.Profile = nil
 			if keepable(profile) {
@@ -1065,8 +1164,9 @@ func (d *decider) end(state State, v *verdict) step {
 }
 
 // proven is the role with what v has shown (nil where there is no target).
-func (d *decider) proven(v *verdict) *Role {
-	next := d.role.clone()
+func (d *decider) proven(v *verdict) *Role { return d.provenAs(d.role.clone(), v) }
+
+func (d *decider) provenAs(next *Role, v *verdict) *Role {
 	d.learn(next, v)
 	if v == nil || len(v.missed) == 0 {
 		d.conclude(next)
@@ -1139,7 +1239,7 @@ func (d *decider) endAs(next *Role, state State, v *verdict) step {
 		next.Drift = &Drift{Since: d.now, Reason: reason}
 	}
 	switch {
-	case state == Completed:
+	case state == Completed, state == Partial:
 		next.mended(d.now)
 	case ended.Trigger == Reconcile:
 		d.stillDrifted(next, ended, reason)
@@ -1166,8 +1266,8 @@ func (d *decider) stillDrifted(next *Role, ended *Run, reason string) {
 
 func (d *decider) settleSchedule(next *Role, ended *Run, state State, reason string) {
 	switch {
-	case ended.Trigger == Reconcile, ended.Trigger == Retirement:
-	case state == Completed:
+	case ended.Trigger == Reconcile, ended.Trigger == Retirement, ended.Restores:
+	case state == Completed, state == Partial:
 		next.Failures, next.RetryAt, next.Suspended = 0, time.Time{}, ""
 	case ended.Promoted:
 		next.Suspended = clip(fmt.Sprintf("rotation %s was rolled back after promotion: %s", ended.Rotation, reason))

@@ -88,8 +88,11 @@ func (w *world) checkDocument() {
 }
 
 func (w *world) checkShown(r *Role, m kind.Material) {
+	if r.Run.urgent() || w.leftOut { // it may show what is refused until the new one is published
+		return
+	}
 	for _, n := range w.order {
-		if !w.nodes[n].takes(m) {
+		if !w.nodes[n].takes(m) && !w.passedOver(r, n) {
 			w.violateLocked("node %s refuses %s, which the document shows of role %s: %s", n, m.Secret, r.Name, describe(r))
 		}
 	}
@@ -107,7 +110,11 @@ func (w *world) checkPublished(r *Role, m kind.Material) {
 		}
 		return
 	}
-	if p := w.doc.Body[r.Spec.PreviousField]; r.Spec.PreviousField != "" && p != "" {
+	left := "" // of a rotation in which it was deleted: no server holds it, and consumers may have it
+	if v := r.beside(); v != nil && r.Connection == "" {
+		left = v.Material.Secret
+	}
+	if p := w.doc.Body[r.Spec.PreviousField]; r.Spec.PreviousField != "" && p != left {
 		w.violateLocked("at rest the document still shows the previous %s of role %s", p, r.Name)
 	}
 	if w.doc.Previous != nil && w.doc.Previous.Body[r.Field] != m.Secret && w.doc.Previous.Body[r.Field] != "" {
@@ -120,7 +127,7 @@ func (w *world) checkPublished(r *Role, m kind.Material) {
 func (w *world) checkUnits() {
 	for _, r := range w.roles {
 		run := r.Run
-		if run == nil || run.Unit == 0 || run.To == 0 || w.shape.strategy == kind.Swap {
+		if run == nil || run.urgent() || run.Unit == 0 || run.To == 0 || w.shape.strategy == kind.Swap {
 			continue
 		}
 		for _, o := range w.roles {
@@ -144,7 +151,7 @@ func (w *world) showsNew(r *Role) bool {
 func (w *world) checkTogether(h *Header) {
 	succeeded := map[int]string{}
 	for _, p := range h.Roles {
-		if p.Unit == 0 || w.shape.strategy == kind.Swap || w.roles[p.Role] == nil {
+		if p.Unit == 0 || h.Trigger == Urgent || p.State == Superseded || w.shape.strategy == kind.Swap || w.roles[p.Role] == nil {
 			continue
 		}
 		word := "went back"

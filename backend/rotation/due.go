@@ -190,7 +190,11 @@ func (h *dueHeap) Pop() any {
 
 // noteDue keeps the queue in step with a role that was just stored.
 func (e *Engine) noteDue(r *Role) {
-	e.due.note(r.Name, r.dueAt())
+	at := r.dueAt()
+	if r.Run != nil && !at.After(time.Now()) {
+		at = time.Time{} // it stays due, and the end of its run notes it again
+	}
+	e.due.note(r.Name, at)
 	e.scheduleDue()
 }
 

@@ -118,3 +118,25 @@ func TestWaitingOverTheHourIsNotForgotten(t *testing.T) {
 		require.Contains(t, got, "a")
 	})
 }
+
+// A role that rotates is due until it has: it is not read again after each of its steps
+// to find that, and is looked at when its run has ended.
+func TestWhatRotatesIsNotLookedForAgain(t *testing.T) {
+	e := New(Options{Storage: &logical.InmemStorage{}})
+	require.NoError(t, e.due.rebuild(t.Context()))
+	now := time.Now()
+	r := &Role{Name: "app", Next: now.Add(-time.Minute)}
+	due := func() map[string]time.Time {
+		e.noteDue(r)
+		got, err := e.due.take(t.Context(), now)
+		require.NoError(t, err)
+		return got
+	}
+	require.Contains(t, due(), "app")
+	r.Run = &Run{Phase: Apply}
+	require.Empty(t, due())
+	e.due.again("app", r.Next) // somebody had it looked at before it began
+	require.Empty(t, due())
+	r.Run = nil
+	require.Contains(t, due(), "app")
+}

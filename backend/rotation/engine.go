@@ -76,6 +76,7 @@ type Engine struct {
 
 	mu      sync.Mutex
 	started bool
+	since   time.Time // when it was
 	lanes   map[string]*lane
 	queue   []*lane // lanes with something ready, in the order they became so
 	wakes   wakeHeap
@@ -151,7 +152,7 @@ func (e *Engine) Start() {
 	if e.started || e.ctx.Err() != nil {
 		return
 	}
-	e.started = true
+	e.started, e.since = true, time.Now()
 	now := time.Now()
 	e.wakeLocked(laneRecover, laneRecover, now)
 	e.wakeLocked(laneRetention, laneRetention, now.Add(time.Minute))

@@ -172,7 +172,7 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	for _, j := range jobs {
 		d := &decider{
 			role: j.role, facts: &j.facts, now: now, config: config,
-			targetless: e.targetless(j.role), generation: j.generation, pause: pause,
+			targetless: e.targetless(j.role), generation: j.generation, since: e.since, pause: pause,
 		}
 		j.step = d.decide()
 		by[j.step.act] = append(by[j.step.act], j)
@@ -483,16 +483,17 @@ func (e *Engine) abandon(ctx context.Context, r *Role) error {
 	if err != nil {
 		return err
 	}
-	if t == nil || !r.sameUser(t.Role) {
+	mine := t.about(r)
+	if mine == nil {
 		return e.bury(ctx, r)
 	}
-	t.Role.Set.Last = r.Set.Last
+	mine.Role.Set.Last = r.Set.Last
 	for _, v := range r.Versions {
-		if t.Role.Get(v.Number) == nil {
-			t.Role.Versions = append(t.Role.Versions, v)
+		if mine.Role.Get(v.Number) == nil {
+			mine.Role.Versions = append(mine.Role.Versions, v)
 		}
 	}
-	t.Role.Prune(t.Role.keep(e.Config()))
+	mine.Role.Prune(mine.Role.keep(e.Config()))
 	if err := e.st.putTombstone(ctx, t); err != nil {
 		return err
 	}
@@ -503,11 +504,11 @@ func (e *Engine) abandon(ctx context.Context, r *Role) error {
 // roles of the name left to other users is kept.
 func (e *Engine) inherited(ctx context.Context, r *Role) error {
 	t, err := e.st.Tombstone(ctx, r.Name)
-	if err != nil || t == nil || !r.sameUser(t.Role) {
+	if err != nil || t.about(r) == nil {
 		return err
 	}
-	if t.Earlier != nil {
-		return e.st.putTombstone(ctx, t.Earlier)
+	if rest := t.without(t.about(r)); rest != nil {
+		return e.st.putTombstone(ctx, rest)
 	}
 	return e.st.dropTombstone(ctx, r.Name)
 }
@@ -515,9 +516,9 @@ func (e *Engine) inherited(ctx context.Context, r *Role) error {
 func evidence(before *Role, s step) *Evidence {
 	r, run := s.next, s.ended
 	ev := &Evidence{
-		Part: Part{Role: r.Name, Kind: r.Kind, Version: run.To, State: s.state, Error: run.Error, Unit: run.Unit, Clients: clip(run.Usage.Line())},
+		Part: Part{Role: r.Name, Kind: r.Kind, Version: run.To, State: s.state, Error: run.Error, Unit: run.Unit, Refused: run.Refused, Clients: clip(run.Usage.Line())},
 		From: run.From, Trigger: run.Trigger, Started: run.Started, Finished: r.LastRun.At,
-		Nodes: r.Nodes, Missed: run.Missed, Timeline: run.Timeline, Usage: run.Usage,
+		Nodes: r.Nodes, Missed: run.Missed, Timeline: run.Timeline, Usage: run.Usage, Batch: run.Batch,
 	}
 	if ev.Version == 0 {
 		ev.Version = numberOf(r.With(version.Current))

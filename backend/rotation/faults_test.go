@@ -496,7 +496,7 @@ func (f *fakeTarget) change(c kind.Change, what fault) kind.Outcome {
 			err = errDown
 		case f.reach(n, "", 0) != nil:
 			err = f.reach(n, "", 0)
-		case what == rejects, what == rejectsOne && i == 0, c.Username == w.rejected:
+		case what == rejects, what == rejectsOne && i == 0, c.Username == w.rejected, c.Exclusive && c.Username == w.clinging:
 			err = kind.Definitely("injected: refused by policy")
 		case what == diesBetween && i > 0, what == oneNodeOnly && i > 0, what == rejectsOne:
 			err = errInjected

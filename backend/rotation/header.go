@@ -48,6 +48,11 @@ type Header struct {
 	// Requests are the keys of all its request entries, which go when it does.
 	Requests []string `json:"requests,omitempty"`
 	Source   int      `json:"source,omitempty"` // of a rollback
+	// Restores: the role that is created is a deleted one.
+	Restores bool `json:"restores,omitempty"`
+	// Of an emergency: what else it does, and what it set aside.
+	Emergency *Emergency `json:"emergency,omitempty"`
+	Overrides []string   `json:"overrides,omitempty"`
 }
 
 // Part is one role's part in a rotation, as lists show it.
@@ -63,6 +68,8 @@ type Part struct {
 	Unit int `json:"unit,omitempty"`
 	// Until is when consumers have had the time to read what was published.
 	Until time.Time `json:"until,omitzero"`
+	// Refused is when, in an emergency, every earlier version was proven refused.
+	Refused time.Time `json:"refused,omitzero"`
 	// Clients says who was seen to use the previous version in its grace.
 	Clients string `json:"clients,omitempty"`
 }
@@ -81,6 +88,10 @@ func (p Part) Line() string {
 		s += fmt.Sprintf("version %d, promoted", p.Version)
 	case p.State == Completed:
 		s += fmt.Sprintf("version %d, completed", p.Version)
+	case p.State == Partial:
+		s += fmt.Sprintf("version %d, served, and every earlier one refused; not all consumers were proven", p.Version)
+	case !p.Refused.IsZero():
+		s += fmt.Sprintf("version %d, served, and every earlier one refused (%s)", p.Version, p.Phase)
 	case !p.Until.IsZero():
 		s += fmt.Sprintf("version %d, published; consumers have until %s to read it", p.Version, p.Until.UTC().Format(time.RFC3339))
 	case p.State == "":
@@ -107,6 +118,7 @@ type Evidence struct {
 	Missed   []string    `json:"missed,omitempty"`
 	Timeline []Moment    `json:"timeline,omitempty"`
 	Usage    *Usage      `json:"usage,omitempty"`
+	Batch    int         `json:"batch,omitempty"` // of an emergency, see Run
 	Criteria []Criterion `json:"criteria,omitempty"`
 	// Account is what conditions of success are told by; nil of those that ended before
 	// it was kept.
@@ -230,7 +242,7 @@ func livePart(r *Role) Part {
 	run := r.Run
 	p := Part{
 		Role: r.Name, Kind: r.Kind, Version: run.To, State: run.state(), Phase: run.Phase, Error: run.Error, Unit: run.Unit,
-		Clients: clip(run.Usage.Line()),
+		Clients: clip(run.Usage.Line()), Refused: run.Refused,
 	}
 	if run.Phase == Check && !run.Back {
 		p.Until = run.CheckUntil
@@ -250,7 +262,7 @@ func Summarize(parts []Part) State {
 		}
 		count[p.State]++
 	}
-	for _, s := range []State{RollbackFailed, RollingBack, Running, Waiting, InGrace} {
+	for _, s := range []State{RollbackFailed, Held, RollingBack, Running, Waiting, InGrace} {
 		if count[s] > 0 {
 			return s
 		}
@@ -260,7 +272,7 @@ func Summarize(parts []Part) State {
 			return s
 		}
 	}
-	if count[Completed] > 0 {
+	if count[Completed]+count[Partial] > 0 {
 		return Partial
 	}
 	return Failed

@@ -356,8 +356,12 @@ func (u *unit) leftBack() bool {
 func (d *decider) again(next *Role) step {
 	run := next.Run
 	next.mark(d.now, "taken back together with others; it goes on alone")
+	l, ok := next.follow(anew)
+	if !ok {
+		panic(fmt.Sprintf("no way to begin anew from %s", run.Phase))
+	}
 	next.Run = &Run{
-		Rotation: run.Rotation, Trigger: run.Trigger, Phase: Preflight, Source: run.Source, Unit: run.Unit,
+		Rotation: run.Rotation, Trigger: run.Trigger, Phase: l.To, Source: run.Source, Unit: run.Unit,
 		Started: run.Started, Deadline: d.now.Add(preflightTimeout), Anew: d.now.UTC(), Timeline: next.Run.Timeline,
 	}
 	next.Prune(next.keep(d.config))

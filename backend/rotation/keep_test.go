@@ -334,6 +334,13 @@ func keeperScenarios() []scenario {
 			w.create("a", nil, false)
 			w.idle("a")
 		}, check: keeps("a", 2)},
+		{name: "delete and restore", seed: one, steps: func(w *world) {
+			w.rotate("a")
+			w.idle("a")
+			w.remove("a")
+			w.restore("a", false)
+			w.idle("a")
+		}, check: keeps("a", 2)},
 		{name: "limit", seed: func(w *world) {
 			w.seed("a", func(r *Role) { r.Spec.MinDecryptionVersion = 2 })
 		}, steps: func(w *world) { w.rotate("a"); w.idle("a") }, check: keeps("a", 2), not: func(s shape) bool { return !s.shows }},

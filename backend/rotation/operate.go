@@ -90,6 +90,9 @@ type Creation struct {
 	Target      string // identity of the target, "" where there is none
 	PlaceTarget string // the same of the Vault that the role is published to
 	RequestedBy Requester
+	// Restores is when the role was deleted that is brought back; zero: it is a new
+	// one. Role is then what Tombstone.Revive returns.
+	Restores time.Time
 	// Check may refuse the role once nobody else can claim what it claims, and have
 	// it take over an earlier key that it finds there.
 	Check func(ctx context.Context, r *Role) error
@@ -100,7 +103,10 @@ type Creation struct {
 func (e *Engine) Create(ctx context.Context, c Creation) (*Header, error) {
 	h := &Header{
 		ID: newID(), Trigger: Create, RequestedBy: c.RequestedBy, Started: time.Now().UTC(),
-		Roles: []Part{{Role: c.Role.Name, Kind: c.Role.Kind}},
+		Roles: []Part{{Role: c.Role.Name, Kind: c.Role.Kind}}, Restores: !c.Restores.IsZero(),
+	}
+	if h.Restores {
+		h.Reason = "restored: it was deleted at " + c.Restores.UTC().Format(time.RFC3339)
 	}
 	// From before the tombstone is read: a role of the same name may come and go
 	// while the target is asked.
@@ -121,6 +127,11 @@ func (e *Engine) Create(ctx context.Context, c Creation) (*Header, error) {
 	r, err := e.newRole(ctx, c, h)
 	if err != nil {
 		return nil, err
+	}
+	if h.Restores { // whoever owns its user has changed the password, too
+		if err := e.checkClaims(ctx, r.claims()); err != nil {
+			return nil, err
+		}
 	}
 	if err := e.precheck(ctx, r); err != nil {
 		return nil, err
@@ -155,9 +166,12 @@ func (e *Engine) newRole(ctx context.Context, c Creation, h *Header) (*Role, err
 	if err != nil {
 		return nil, err
 	}
+	if !c.Restores.IsZero() {
+		return r.restored(t, c, h, now)
+	}
 	initial := c.Initial
 	if t != nil {
-		left := r.inherit(t.Role)
+		left := r.inherit(t)
 		if initial == nil && !c.Overwrite && !r.kept() {
 			initial = left
 		}
@@ -177,11 +191,13 @@ func (e *Engine) newRole(ctx context.Context, c Creation, h *Header) (*Role, err
 
 // inherit goes on with the versions of a deleted role of the same name, and
 // returns what its user was left with.
-func (r *Role) inherit(old *Role) *kind.Material {
-	r.Set.Last = old.Set.Last
-	if !r.sameUser(old) {
+func (r *Role) inherit(t *Tombstone) *kind.Material {
+	r.Set.Last = t.last()
+	mine := t.about(r)
+	if mine == nil {
 		return nil
 	}
+	old := mine.Role
 	current := old.With(version.Current)
 	r.Versions = slices.Clone(old.Versions)
 	if r.ring() && old.Spec.Algorithm == r.Spec.Algorithm {
@@ -236,15 +252,26 @@ func (e *Engine) claim(ctx context.Context, r *Role) (release func(), err error)
 	if release, err = e.locks.lockAll(ctx, keys); err != nil {
 		return nil, err
 	}
-	for _, do := range []func(context.Context, Claim) error{e.checkClaim, e.putClaim} {
-		for _, c := range claims {
-			if err := do(ctx, c); err != nil {
-				release()
-				return nil, err
-			}
+	if err := e.checkClaims(ctx, claims); err != nil {
+		release()
+		return nil, err
+	}
+	for _, c := range claims {
+		if err := e.putClaim(ctx, c); err != nil {
+			release()
+			return nil, err
 		}
 	}
 	return release, nil
+}
+
+func (e *Engine) checkClaims(ctx context.Context, claims []Claim) error {
+	for _, c := range claims {
+		if err := e.checkClaim(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *Engine) checkClaim(ctx context.Context, c Claim) error {
@@ -338,9 +365,13 @@ func (e *Engine) entomb(ctx context.Context, r *Role) error {
 	if err != nil {
 		return err
 	}
-	if earlier != nil && (r.Root() || !r.sameUser(earlier.Role)) {
+	switch {
+	case earlier == nil:
+	case r.Root() || !r.sameUser(earlier.Role):
 		earlier.Role.Profile = nil // it is found anew, and would crowd out credentials
 		t.Earlier = earlier
+	default: // the role has gone on with it, or this is done again
+		t.Earlier = earlier.Earlier
 	}
 	return e.st.putTombstone(ctx, t)
 }
@@ -448,7 +479,7 @@ func recallRun(r *Role, reason string) error {
 		run.Again = false
 		return nil // it is on its way
 	}
-	if r.asked() {
+	if r.asked() || run.committed() {
 		return &Conflict{Rotation: run.Rotation, Text: fmt.Sprintf("role %q is in rotation %s: ", r.Name, run.Rotation) + advice(r)}
 	}
 	if run.Phase == Retire || run.Phase == Sync && run.Retired || run.Phase == Publish && !r.returnable() {

@@ -69,7 +69,7 @@ func (e *Engine) beginChildren(ctx context.Context, req Request) (*Header, error
 
 // openParent stores a parent and what its children are to rotate.
 func (e *Engine) openParent(ctx context.Context, id string, req Request) (*Header, error) {
-	free, taken, err := e.sortOut(ctx, req.Roles)
+	free, taken, err := e.sortOut(ctx, req.Trigger, req.Roles)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (e *Engine) openParent(ctx context.Context, id string, req Request) (*Heade
 	}
 	parent := &Header{
 		ID: id, Trigger: req.Trigger, RequestedBy: req.RequestedBy, Reason: clip(req.Reason),
-		Started: time.Now().UTC(), Requests: req.keys(),
+		Started: time.Now().UTC(), Requests: req.keys(), Emergency: req.Emergency, Overrides: req.Overrides,
 	}
 	if len(req.Keys) > 0 {
 		parent.Request = parent.Requests[0]
@@ -125,11 +125,14 @@ func (e *Engine) storeParent(ctx context.Context, parent *Header, parts [][]stri
 // be called any number of times.
 func (e *Engine) beginMissing(ctx context.Context, parent *Header) error {
 	return e.eachMissing(ctx, parent, func(child string, roles []string) error {
-		free, err := e.notSince(ctx, parent.Started, roles)
+		free, err := e.notSince(ctx, parent, roles)
 		if err != nil {
 			return err
 		}
-		req := Request{Trigger: parent.Trigger, Roles: free, RequestedBy: parent.RequestedBy, Reason: parent.Reason}
+		req := Request{
+			Trigger: parent.Trigger, Roles: free, RequestedBy: parent.RequestedBy, Reason: parent.Reason,
+			Emergency: parent.Emergency, Overrides: parent.Overrides,
+		}
 		if len(free) > 0 {
 			if _, err = e.beginAs(ctx, req, parent.ID, child); err == nil || !isRefusal(err) {
 				return err
@@ -178,16 +181,16 @@ func (e *Engine) eachMissing(ctx context.Context, parent *Header, begin func(chi
 	return nil
 }
 
-// notSince returns the roles that were not rotated since t, by anybody: a child
-// that is begun late rotates nothing twice.
-func (e *Engine) notSince(ctx context.Context, t time.Time, names []string) ([]string, error) {
+// notSince returns the roles that were not rotated since their parent was asked for, by
+// anybody: a child that is begun late rotates nothing twice. An emergency may.
+func (e *Engine) notSince(ctx context.Context, parent *Header, names []string) ([]string, error) {
 	roles, _, err := e.st.readable(ctx, names)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
 	for _, r := range roles {
-		if r != nil && (r.LastRun == nil || !r.LastRun.At.After(t)) {
+		if r != nil && (parent.Trigger == Urgent || r.LastRun == nil || !r.LastRun.At.After(parent.Started)) {
 			out = append(out, r.Name)
 		}
 	}

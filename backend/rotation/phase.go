@@ -40,6 +40,8 @@ const (
 	RotateRoot Trigger = "rotate-root"
 	// Retirement takes earlier keys out of a ring.
 	Retirement Trigger = "retire"
+	// Urgent is after a compromise; see emergency.go.
+	Urgent Trigger = "emergency"
 )
 
 // State is what a rotation, or a role's part in one, is doing or has come to.
@@ -53,7 +55,7 @@ const (
 	RollingBack    State = "rolling_back"
 	RollbackFailed State = "rollback_failed" // still retried
 	Completed      State = "completed"
-	Partial        State = "partial" // some roles completed, some did not
+	Partial        State = "partial" // some roles completed, some did not; or consumers of an emergency did not
 	Failed         State = "failed"
 	RolledBack     State = "rolled_back"
 	Cancelled      State = "cancelled"
@@ -65,6 +67,24 @@ const (
 var States = []State{
 	Running, Waiting, Held, InGrace, RollingBack, RollbackFailed,
 	Completed, Partial, Failed, RolledBack, Cancelled, Superseded,
+}
+
+// Meaning says when a rotation is in state s.
+func (s State) Meaning() string {
+	return map[State]string{
+		Running:        "a phase is at work",
+		Waiting:        "any phase: a target, a cluster, another rotation at a consumer, or roles of the same unit are waited for; `last_error` says for what",
+		Held:           "`sync`, `restart`, `check`: a consumer failed, and the role has `on_failure=hold`; `resume/<id>` goes on, `cancel/<id>` is a `recall`",
+		InGrace:        "`grace`: the new version is served and proven, and the previous one is still accepted",
+		RollingBack:    "the phases that end in `_back`",
+		RollbackFailed: "the same after five tries, which go on",
+		Completed:      "outcome: what was to be served is, and everything earlier was seen to be refused",
+		Partial:        "outcome: some roles completed and others did not; of an emergency also: consumers could not be proven (`missed`)",
+		Failed:         "outcome: it ended before the target was changed; a reconcile: it could not be proven",
+		RolledBack:     "outcome: it was changed, and changed back",
+		Cancelled:      "outcome: somebody ended it before anything was changed",
+		Superseded:     "outcome: from any phase, when an emergency takes the role over; its change that may still land is waited for first",
+	}[s]
 }
 
 // Ended reports whether s is an outcome.
@@ -85,6 +105,8 @@ const (
 	bad    event = "bad"    // a definite bad result, or the deadline has passed
 	recall event = "recall" // somebody asked to cancel or to roll back
 	kept   event = "kept"   // the previous key stays until it is retired by itself
+	anew   event = "anew"   // taken back with others that it shared a delivery with: it begins once more, alone
+	missed event = "missed" // done, but for consumers of an emergency that could not be proven
 )
 
 // leg is a row of the transition table: in phase From (on the way back when
@@ -147,11 +169,16 @@ var transitions = []leg{
 	{From: Restart, Back: true, On: done, To: Check},
 	{From: Check, Back: true, On: done, To: Apply},
 	{From: Apply, Back: true, On: done, End: RolledBack},
+	{From: Apply, Back: true, On: anew, To: Preflight},
 }
 
 // swapBackTransitions are the way back of a role whose server knows one credential
 // and whose consumers have seen the new one: the server comes first.
 var swapBackTransitions = []leg{
+	{From: Sync, On: recall, To: Apply, ToBack: true},
+	{From: Restart, On: recall, To: Apply, ToBack: true},
+	{From: Check, On: recall, To: Apply, ToBack: true},
+	{From: Grace, On: recall, To: Apply, ToBack: true},
 	{From: Apply, Back: true, On: done, To: Publish},
 	{From: Publish, Back: true, On: done, To: Sync},
 	{From: Sync, Back: true, On: done, To: Restart},
@@ -165,6 +192,7 @@ var clearedTransitions = []leg{
 	{From: Apply, Back: true, On: done, To: Publish},
 	{From: Publish, Back: true, On: done, To: Sync},
 	{From: Sync, Back: true, On: done, End: RolledBack},
+	{From: Sync, Back: true, On: anew, To: Preflight},
 }
 
 // reconcileTransitions differ from the rest: nothing is generated and nothing
@@ -234,24 +262,38 @@ var retireTransitions = []leg{
 	{From: Sync, Retired: true, On: done, End: Completed},
 }
 
+// emergencyTransitions end everything but the new version as soon as that is served,
+// and only then bring it to consumers. Once a server has heard of it nothing leads
+// back, and what fails is tried again for as long as it takes.
+var emergencyTransitions = []leg{
+	{From: Preflight, On: done, To: Generate},
+	{From: Preflight, On: bad, End: Failed},
+	{From: Preflight, On: recall, End: Cancelled},
+	{From: Generate, On: done, To: Apply},
+	{From: Generate, On: bad, End: Failed},
+	{From: Generate, On: recall, End: Cancelled},
+	{From: Apply, On: done, To: Test},
+	{From: Test, On: done, To: Promote},
+	{From: Promote, On: done, To: Retire},
+	{From: Retire, On: done, To: Publish, ToRetired: true},
+	{From: Publish, Retired: true, On: done, To: Sync},
+	{From: Sync, Retired: true, On: done, To: Restart},
+	{From: Restart, Retired: true, On: done, To: Check},
+	{From: Check, Retired: true, On: done, End: Completed},
+	{From: Check, Retired: true, On: missed, End: Partial},
+	// Where a node does not refuse the earlier ones, others do: consumers are brought the
+	// new one all the same, and then that node is gone on with.
+	{From: Retire, On: bad, To: Publish},
+	{From: Publish, On: done, To: Sync},
+	{From: Sync, On: done, To: Restart},
+	{From: Restart, On: done, To: Check},
+	{From: Check, On: done, To: Retire},
+}
+
 // follow returns the row for an event, and whether there is one.
 func (r *Role) follow(on event) (leg, bool) {
-	run, table := r.Run, transitions
-	switch {
-	case r.kept():
-		table = keptTransitions
-	case run.Trigger == Reconcile:
-		table = reconcileTransitions
-	case run.Trigger == Retirement:
-		table = retireTransitions
-	case r.announces():
-		table = ringTransitions
-	case run.SwapsBack:
-		table = swapBackTransitions
-	case run.Cleared:
-		table = clearedTransitions
-	}
-	for _, l := range table {
+	run := r.Run
+	for _, l := range r.legs() {
 		if l.From == run.Phase && l.Back == run.Back && l.Retired == run.Retired && l.Ahead == run.Ahead && l.On == on {
 			return l, true
 		}
@@ -261,5 +303,5 @@ func (r *Role) follow(on event) (leg, bool) {
 
 // graceful reports whether previous material stays accepted after promotion.
 func (r *Role) graceful() bool {
-	return r.Spec.Strategy != kind.Swap && r.Run.Trigger != Create
+	return r.Spec.Strategy != kind.Swap && r.Run.Trigger != Create && !r.Run.urgent()
 }

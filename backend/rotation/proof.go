@@ -99,19 +99,30 @@ func proofKey(rotation, way, step, consumer string) string {
 }
 
 // wayOf is the end of the id of a delivery.
-func wayOf(id string) string { return id[strings.LastIndexAny(id, "-~")+1:] }
+func wayOf(id string) string {
+	way := id[strings.LastIndexAny(id, "-~")+1:]
+	if strings.HasPrefix(way, emergencyMark) {
+		return WayForward
+	}
+	return way
+}
 
 // keepProofs stores what deliveries of a job have seen where that ends a step: it is
 // proven, or it has failed and there is a way back. A look in between is kept by
 // nobody.
 func (e *Engine) keepProofs(j *job, deliveries []Delivery, results []Progress) error {
 	run := j.role.Run
-	expired := !run.Deadline.IsZero() && !time.Now().Before(run.Deadline)
 	g := errgroup.Group{}
 	g.SetLimit(parallelConsumers)
 	for i, p := range results {
+		consumer := deliveries[i].Consumer
+		until := run.Deadline
+		if run.urgent() {
+			until = run.until(consumer)
+		}
+		expired := !until.IsZero() && !time.Now().Before(until)
 		failed := p.Err != nil && kind.IsDefinite(p.Err) || expired
-		if p.Seen == nil || !p.Done && (run.Back || run.Retired || !failed) {
+		if p.Seen == nil || !p.Done && (run.Back || run.Retired && !run.urgent() || !failed) {
 			continue
 		}
 		g.Go(func() error {
@@ -119,7 +130,7 @@ func (e *Engine) keepProofs(j *job, deliveries []Delivery, results []Progress) e
 			defer cancel()
 			d := deliveries[i]
 			for _, id := range j.deliveredFor() {
-				if err := e.st.putProof(ctx, id, wayOf(d.ID), run.Phase, d.Consumer, p); err != nil {
+				if err := e.st.putProof(ctx, id, wayOf(d.ID), run.stepFor(d.Consumer), d.Consumer, p); err != nil {
 					return err
 				}
 			}

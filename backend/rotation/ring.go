@@ -24,7 +24,7 @@ func (r *Role) ring() bool { return r.Spec.Strategy == kind.KeyRing }
 // create nobody verifies anything yet.
 func (r *Role) announces() bool {
 	t := r.Run.Trigger
-	return r.ring() && t != Create && t != Reconcile && t != Retirement
+	return r.ring() && t != Create && t != Reconcile && t != Retirement && t != Urgent
 }
 
 // tokens is how long a key is needed after the next one was promoted: the last
@@ -133,6 +133,9 @@ func (r *Role) outdated(now time.Time) (numbers []int) {
 // crowded says why there is no room to show a next key, or "".
 func (r *Role) crowded() string {
 	v := r.With(version.Previous)
+	if r.Run.urgent() && !r.decrypts() { // the earlier keys leave with this one
+		return ""
+	}
 	if !r.Shows() || r.Spec.KeysField != "" || r.Spec.PublicJWKS || v == nil {
 		return ""
 	}
@@ -275,6 +278,7 @@ func (d *decider) concludeRing(next *Role) {
 			v.Refused = d.now
 		}
 	case run.Phase == Retire:
+		next.LeaveCompromised(d.now)
 		for _, number := range next.outdated(d.now) {
 			next.Leave(number, d.now)
 		}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/hashicorp/vault/sdk/helper/jsonutil"
@@ -98,6 +99,11 @@ type Role struct {
 	Nodes           []string  `json:"nodes,omitempty"`
 	NodesGeneration int       `json:"nodes_generation,omitempty"`
 	Created         time.Time `json:"created"`
+	// Of a role that was deleted: Restored is the rotation that brought it back, and
+	// Beside the version that the one it was deleted in had left accepted beside the
+	// current one.
+	Restored string `json:"restored,omitempty"`
+	Beside   int    `json:"beside,omitempty"`
 }
 
 // Run is a role's part in a rotation, from start to end.
@@ -155,6 +161,8 @@ type Run struct {
 	Adopted bool `json:"adopted,omitempty"`
 	// Overwrite: a create may end credentials that it was not told about.
 	Overwrite bool `json:"overwrite,omitempty"`
+	// Restores: what it creates is a role that was deleted.
+	Restores bool `json:"restores,omitempty"`
 	// Source is the version whose material a rollback brings back.
 	Source int `json:"source,omitempty"`
 
@@ -176,6 +184,17 @@ type Run struct {
 	Cleared bool `json:"cleared,omitempty"`
 
 	Missed []string `json:"missed,omitempty"` // nodes passed over (allow_partial)
+
+	// Of an emergency: what it does at consumers, the number of its delivery, which of
+	// its unit have begun that, and where consumers could not be proven.
+	Emergency *Emergency `json:"emergency,omitempty"`
+	TookOver  string     `json:"took_over,omitempty"` // the rotation that it has ended
+	Batch     int        `json:"batch,omitempty"`
+	Begun     bool       `json:"begun,omitempty"`
+	Over      bool       `json:"over,omitempty"` // all its consumers are done
+	Unproven  []unproven `json:"unproven,omitempty"`
+	// Refused is when every earlier version was proven to be refused.
+	Refused time.Time `json:"refused,omitzero"`
 
 	// Of a secret that another server keeps; see keep.go. Before is the version that
 	// it showed before it was asked for a new one, 0 where it shows none, and Shown
@@ -225,7 +244,7 @@ const (
 )
 
 // clip shortens a text to what may go into an entry. What is not UTF-8 is left
-// out: JSON would make more of it.
+// out: JSON would make more of it. What a terminal would act on becomes a question mark.
 func clip(s string) string { return clipTo(s, maxRunes, maxText) }
 
 func clipTo(s string, runes, size int) string {
@@ -240,6 +259,9 @@ func clipTo(s string, runes, size int) string {
 			if _, width := utf8.DecodeRuneInString(s[i:]); width == 1 {
 				continue
 			}
+		}
+		if !unicode.IsPrint(r) {
+			r = '?'
 		}
 		cost := escaped(r)
 		if n == runes || cost > size {
@@ -362,7 +384,10 @@ func (r *Role) keep(c Config) int {
 // next time, and 0 while a newer one is on its way. ok is false without
 // automatic rotation.
 func (r *Role) TTL(now time.Time) (ttl time.Duration, ok bool) {
-	if r.Run != nil && !r.Run.Back && r.With(version.Pending) != nil {
+	if r.swapping() {
+		return 0, true
+	}
+	if r.Run != nil && !r.Run.Back && (r.With(version.Pending) != nil || r.Run.urgent() && !r.Run.Promoted) {
 		return 0, true
 	}
 	if r.ring() { // whoever uses keys has to see the next one before it is used
@@ -424,8 +449,10 @@ func (r *Role) PreviousServed() (*version.Version, time.Time) {
 		return v, r.leaves(v)
 	}
 	run := r.Run
-	if v := r.lingering(); v != nil {
-		return v, time.Time{}
+	for _, v := range []*version.Version{r.lingering(), r.beside()} {
+		if v != nil {
+			return v, time.Time{}
+		}
 	}
 	if run == nil || run.Back || run.Retired || run.GraceUntil.IsZero() && run.Phase != Grace {
 		return nil, time.Time{}
@@ -487,7 +514,7 @@ func (r *Role) Shows() bool { return r.Document != "" || !r.Place.Zero() }
 func (r *Role) view(k kind.Kind) (publish.View, error) {
 	current := r.With(version.Current)
 	v := publish.View{Role: r.Name, Version: current.Number, Fields: map[string]string{r.Field: current.Material.Secret}}
-	v.Retired = r.Run != nil && (r.Run.Retired || r.Run.Back)
+	v.Retired = r.Run != nil && (r.Run.Retired || r.Run.Back || r.Run.urgent() || r.Run.Restores && r.Connection != "")
 	if r.UsernameField != "" {
 		v.Fields[r.UsernameField] = current.Material.Username
 	}
@@ -496,7 +523,9 @@ func (r *Role) view(k kind.Kind) (publish.View, error) {
 	}
 	if name := r.Spec.PreviousField; name != "" {
 		v.Fields[name] = ""
-		if p, _ := r.PreviousServed(); p != nil {
+		// What a server has beside the current one may end there at once, by a reconcile,
+		// which publishes nothing.
+		if p, _ := r.PreviousServed(); p != nil && (r.Connection == "" || p.Number != r.Beside) {
 			v.Fields[name] = p.Material.Secret
 		}
 	}
@@ -526,7 +555,7 @@ func (r *Role) clone() *Role {
 	if r.Run != nil {
 		run := *r.Run
 		run.Timeline = slices.Clone(run.Timeline)
-		run.Missed, run.Delivered = slices.Clone(run.Missed), slices.Clone(run.Delivered)
+		run.Missed, run.Delivered, run.Unproven = slices.Clone(run.Missed), slices.Clone(run.Delivered), slices.Clone(run.Unproven)
 		c.Run = &run
 	}
 	if r.Drift != nil {

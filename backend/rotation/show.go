@@ -25,7 +25,7 @@ type reached struct{ err error }
 
 // unreached reports whether preflight still has to ask about the role's place.
 func (d *decider) unreached() bool {
-	if t := d.role.Run.Trigger; t == Reconcile || t == Retirement { // the one publishes nothing, the other must not fail
+	if t := d.role.Run.Trigger; t == Reconcile || t == Retirement || t == Urgent { // the one publishes nothing, the others must not fail
 		return false
 	}
 	return !d.role.Place.Zero() && d.facts.reached == nil
@@ -71,7 +71,7 @@ func (d *decider) shown() step {
 		next.date(run.To, d.now)
 	}
 	switch {
-	case run.Retired && (!next.consults() || !next.Shows()):
+	case run.Retired && (!next.consults() || !next.Shows() && !next.rescues()):
 		return d.endAs(next, Completed, nil)
 	case run.Cleared && !next.Shows():
 		return d.clearedAll(next)
@@ -84,6 +84,12 @@ func (d *decider) shown() step {
 			return d.enterDelivery(next)
 		}
 		return d.undeliveredBack(next)
+	case run.urgent():
+		next.advance(done, d.now) // publish → sync
+		if next.rescues() {
+			return d.enterDelivery(next)
+		}
+		return d.goOnRefusing(next)
 	}
 	return d.afterPublish(next)
 }
@@ -207,7 +213,12 @@ func (e *Engine) publishPlace(j *job) error {
 	ctx, cancel := context.WithDeadline(e.ctx, j.role.Run.Attempt.Deadline)
 	defer cancel()
 	place := j.role.Place
-	views, err := e.views(j, func(o *Role) bool { return o.Place == place })
+	key := placeLock + j.role.placeTarget()
+	if err := e.locks.lock(ctx, key); err != nil {
+		return fmt.Errorf("%s is being written to for another role", place)
+	}
+	defer e.locks.unlock(key)
+	views, err := e.views(ctx, j, func(o *Role) bool { return o.Place == place })
 	if err != nil {
 		return err
 	}
@@ -224,15 +235,15 @@ func (e *Engine) publishDocument(j *job) error {
 	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 	defer cancel()
 	document := j.role.Document
-	views, err := e.views(j, func(o *Role) bool { return o.Document == document })
-	if err != nil {
-		return err
-	}
 	if err := e.locks.lock(ctx, documentLock+document); err != nil {
 		return err
 	}
 	defer e.locks.unlock(documentLock + document)
 	if err := e.st.settle(ctx); err != nil {
+		return err
+	}
+	views, err := e.views(ctx, j, func(o *Role) bool { return o.Document == document })
+	if err != nil {
 		return err
 	}
 	return e.o.Publish(ctx, document, views)
@@ -242,15 +253,29 @@ func (e *Engine) publishDocument(j *job) error {
 // names hold no slash.
 const documentLock = "document/"
 
+// placeLock does so for those of secrets of other mounts.
+const placeLock = "place/"
+
 // views are what a role and those of its unit that publish to the same place have
-// to show.
-func (e *Engine) views(j *job, same func(*Role) bool) ([]publish.View, error) {
+// to show. The others are read under the lock of that place: an emergency may have
+// taken one of them over, and what it serves is not to be shown as it was before.
+func (e *Engine) views(ctx context.Context, j *job, same func(*Role) bool) ([]publish.View, error) {
 	roles := []*Role{j.role}
+	var names []string
 	if j.facts.unit != nil {
 		for _, m := range j.facts.unit.others {
-			if m.run() != nil && same(m.role) && m.role.With(version.Current) != nil {
-				roles = append(roles, m.role)
+			if m.run() != nil && same(m.role) {
+				names = append(names, m.name)
 			}
+		}
+	}
+	others, err := e.st.Roles(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range others {
+		if o != nil && o.Run != nil && o.Run.unitID() == j.role.Run.unitID() && same(o) && o.With(version.Current) != nil {
+			roles = append(roles, o)
 		}
 	}
 	var views []publish.View

@@ -50,14 +50,20 @@ func accountOf(r *Role, run *Run) *Account {
 	if v := r.Get(run.To); v != nil {
 		a.PromotedAt, a.Seen = v.Promoted, clip(v.Evidence)
 	}
+	a.Shown = clip(r.ShownAt())
+	return a
+}
+
+// ShownAt is where consumers read what the role serves, in words; "" where that is at
+// creds/ alone.
+func (r *Role) ShownAt() string {
 	switch {
 	case r.Document != "":
-		a.Shown = "document " + r.Document
+		return "document " + r.Document
 	case !r.Place.Zero():
-		a.Shown = r.Place.String()
+		return r.Place.String()
 	}
-	a.Shown = clip(a.Shown)
-	return a
+	return ""
 }
 
 // LiveEvidence is what a run that has not ended has to show so far.

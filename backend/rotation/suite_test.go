@@ -184,6 +184,35 @@ func everyScenario() []scenario {
 			w.create("a", nil, false)
 			w.idle("a")
 		}, check: serves("a", "m0-a", "m1")},
+		{name: "delete and restore", seed: one, steps: func(w *world) {
+			w.remove("a")
+			w.restore("a", false)
+			w.idle("a")
+		}, check: serves("a", "m0-a")},
+		{name: "restore overwriting", seed: one, not: targetlessOnly, steps: func(w *world) {
+			w.remove("a")
+			w.tamper("n1", "u-a", *material("a", "stranger"))
+			w.restore("a", true)
+			w.idle("a")
+			w.mended("a")
+		}, check: serves("a", "m0-a")},
+		{name: "abandon in grace and restore", seed: one, steps: func(w *world) {
+			w.rotate("a")
+			w.phase("a", Grace)
+			w.abandon("a")
+			w.restore("a", false)
+			w.idle("a")
+			w.moveOn("a")
+		}, check: serves("a", "m2")},
+		{name: "abandon on the way back and restore", seed: one, not: anyOf("swap", "partial", "encrypting ring", "place", "swap document"), steps: func(w *world) {
+			w.rotate("a")
+			w.phase("a", Grace)
+			w.rollBack("a")
+			w.abandon("a")
+			w.restore("a", false)
+			w.idle("a")
+			w.moveOn("a")
+		}, check: serves("a", "m0-a", "m1", "m2")},
 		{name: "reconcile", seed: one, not: targetlessOnly, steps: func(w *world) {
 			w.tamper("n1", "u-a", *material("a", "stranger"))
 			w.reconcile("a")
@@ -315,6 +344,9 @@ func (w *world) remove(role string) {
 }
 
 func (w *world) abandon(role string) {
+	w.mu.Lock()
+	w.abandoned = true
+	w.mu.Unlock()
 	_ = w.do("abandon", func(ctx context.Context, e *Engine) error { return e.Abandon(ctx, role, "") })
 }
 
@@ -426,6 +458,8 @@ func TestFaults(t *testing.T) {
 // and one more step.
 func (s shape) stride(d domain) int {
 	switch {
+	case s.urgent: // with the race detector, much less often
+		return stride * stride
 	case s.queue && d == atCluster:
 		return 2 * stride
 	case s.consumers && d != atCluster:
@@ -567,7 +601,7 @@ func (s shape) whims() int {
 	if s.root {
 		return 5
 	}
-	return 8
+	return 10
 }
 
 func (w *world) whim(what int) {
@@ -591,6 +625,10 @@ func (w *world) whim(what int) {
 		})
 	case 7:
 		w.abandon("a")
+	case 8:
+		w.emergency("a")
+	case 9:
+		_ = w.do("restore", func(ctx context.Context, e *Engine) error { return e.restore(ctx, "a", false) })
 	}
 }
 

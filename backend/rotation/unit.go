@@ -112,6 +112,7 @@ type member struct {
 	role  *Role // nil when it was deleted, or has no part in the rotation any more
 	ended State // its outcome, where it has one
 	late  bool  // it has not begun yet
+	batch int   // of an emergency that it has ended: its last delivery
 }
 
 // unit is where the others of a role's unit stand, as stored.
@@ -204,7 +205,7 @@ func (u *unit) leaving(m member) bool {
 // settledBack: nothing of it is shown that would have to be taken back.
 func (u *unit) settledBack(m member) bool {
 	run := m.run()
-	return run == nil || run.Back || !run.Promoted && !run.Ahead
+	return run == nil || run.Back && !m.role.swapping() || !run.Promoted && !run.Ahead
 }
 
 // failure is why the unit goes back, or "".
@@ -265,7 +266,7 @@ func (d *decider) joint() bool {
 	case Promote, Publish, Sync, Restart, Check, Grace:
 		return true
 	case Generate:
-		return d.last()
+		return d.last() && !run.urgent()
 	default: // the rest each does for itself
 		return false
 	}
@@ -284,6 +285,9 @@ func (d *decider) last() bool {
 // with its unit. ok is false when the role may go on by itself.
 func (d *decider) together() (s step, ok bool) {
 	run, u := d.role.Run, d.facts.unit
+	if run.urgent() {
+		return d.gather()
+	}
 	if run.Phase == Preflight { // what went back with it begins anew, too
 		return d.await(u.all(func(m member) bool { return m.run() == nil || !m.role.Run.Back }))
 	}
@@ -508,13 +512,17 @@ func (e *Engine) member(ctx context.Context, name string, r *Role, id string, st
 		m.role = r
 		return m, nil
 	}
-	if r == nil {
-		return m, nil // it was deleted
-	}
 	ev, err := e.st.Evidence(ctx, id, name)
+	if ev != nil {
+		m.batch = ev.Batch
+	}
 	switch {
 	case err != nil:
 		return m, err
+	case r == nil:
+		return m, nil // it was deleted
+	case ev != nil && ev.State == Superseded:
+		return m, nil // an emergency has taken it over: the others go on without it
 	case ev != nil:
 		m.ended = ev.State
 	case r.Run != nil || r.LastRun != nil && r.LastRun.At.After(started):

@@ -95,7 +95,11 @@ func (u *Usage) Line() string {
 	if u.More > 0 {
 		more = fmt.Sprintf(" and %d more", u.More)
 	}
-	return fmt.Sprintf("%s of %s from %s%s", sessions(u.Sessions), whose, strings.Join(here, ", "), more)
+	line := fmt.Sprintf("%s of %s from %s%s", sessions(u.Sessions), whose, strings.Join(here, ", "), more)
+	if u.Unknown != "" { // nobody was seen to go, then
+		line += "; not all are known: " + u.Unknown
+	}
+	return line
 }
 
 func sessions(n int) string {
@@ -193,7 +197,7 @@ func (r *Role) looksApart(c Config) time.Duration {
 // believes none of them.
 type lookedAt struct {
 	rotation string
-	n        int       // how many
+	n        int       // how many have shown the same: the more, the rarer they become
 	last     time.Time // when the last one began
 	unused   time.Time // since when, in a row, nobody was seen
 }
@@ -307,6 +311,19 @@ func (e *Engine) observe(lane string, names []string) pace {
 	return prompt
 }
 
+// count makes looks rarer while they show what the one before has shown. When
+// sessions end, more of them will; a look that has told nothing says nothing about when.
+func (l *lookedAt) count(a kind.SessionsAnswer, before *Usage) {
+	switch {
+	case a.Err != nil:
+		l.n = max(1, l.n)
+	case before != nil && len(a.Sessions) < before.Sessions:
+		l.n = 1
+	default:
+		l.n++
+	}
+}
+
 func (e *Engine) whoIsThere(roles []*Role, generation int, now time.Time) []kind.SessionsAnswer {
 	questions := make([]kind.SessionsQuestion, len(roles))
 	for i, r := range roles {
@@ -337,7 +354,7 @@ func (e *Engine) observed(r *Role, a kind.SessionsAnswer, asked time.Time) {
 	case seen.unused.IsZero():
 		seen.unused = asked
 	}
-	seen.n++
+	seen.count(a, r.Run.Usage)
 	seen.last = asked
 	ctx, cancel := context.WithTimeout(e.ctx, storageTimeout)
 	defer cancel()

@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -283,6 +284,59 @@ func TestGraceUntilUnused(t *testing.T) {
 			w.finish()
 		})
 	})
+}
+
+// A look that did not tell everything says so, beside what it told.
+func TestUsageOfHalfALook(t *testing.T) {
+	t.Parallel()
+	nobodys := func(string) bool { return false }
+	half := errors.New("a broker does not run")
+	seen := kind.SessionsAnswer{Sessions: []kind.Session{{Client: "10.0.0.7", Name: "billing"}}}
+	var u *Usage
+	require.Equal(t, `1 session of user "app" from 10.0.0.7 (billing)`, u.saw("app", false, seen, nobodys, time.Now()).Line())
+	seen.Err = half
+	u = u.saw("app", false, seen, nobodys, time.Now())
+	require.Equal(t, `1 session of user "app" from 10.0.0.7 (billing); not all are known: a broker does not run`, u.Line())
+	u = u.saw("app", false, kind.SessionsAnswer{Err: half}, nobodys, time.Now())
+	require.Equal(t, `0 sessions of user "app" from 10.0.0.7 (billing); not all are known: a broker does not run`, u.Line(), "nobody was seen to go")
+	u = u.saw("app", false, kind.SessionsAnswer{}, nobodys, time.Now())
+	require.Contains(t, u.Line(), "no session of user \"app\" is open any more")
+}
+
+// TestLooksBecomeRarer: while the same clients stay; when one leaves they are soon
+// looked at again, and a look that fails makes none rarer.
+func TestLooksBecomeRarer(t *testing.T) {
+	t.Parallel()
+	minimum := time.Minute
+	from := time.Now()
+	r := &Role{
+		UntilUnused: true, GraceMinimum: &minimum,
+		Run: &Run{GraceFrom: from, GraceUntil: from.Add(24 * time.Hour), Usage: &Usage{}},
+	}
+	seen := lookedAt{last: from.Add(minimum)}
+	next := func(a kind.SessionsAnswer) time.Duration {
+		seen.count(a, r.Run.Usage)
+		r.Run.Usage = &Usage{Sessions: len(a.Sessions)}
+		at := r.nextLook(seen, Config{}, seen.last)
+		defer func() { seen.last = at }()
+		return at.Sub(seen.last)
+	}
+	three := kind.SessionsAnswer{Sessions: make([]kind.Session, 3)}
+	apart := r.looksApart(Config{})
+	for _, want := range []time.Duration{apart, apart, 2 * apart, 4 * apart, 8 * apart} {
+		require.Equal(t, want, next(three))
+	}
+	for range 3 {
+		require.Equal(t, 8*apart, next(kind.SessionsAnswer{Err: kind.CannotReach(context.DeadlineExceeded)}))
+	}
+	require.Equal(t, maxLooksApart, next(three))
+	require.Equal(t, apart, next(kind.SessionsAnswer{Sessions: three.Sessions[:1]}))
+	require.Equal(t, apart, next(kind.SessionsAnswer{Sessions: three.Sessions[:1]}))
+	require.Equal(t, 2*apart, next(kind.SessionsAnswer{Sessions: three.Sessions[:1]}))
+
+	seen = lookedAt{}
+	seen.count(kind.SessionsAnswer{Err: context.DeadlineExceeded}, nil)
+	require.NotZero(t, seen.n, "one that could not be stored is not begun again at once")
 }
 
 // A crash forgets what looks have shown: two new ones are needed.

@@ -261,14 +261,17 @@ func spread[Q, A any](parts [][]Q, f func([]Q) []A) [][]A {
 // allSessions is later than any session is opened.
 const allSessions = 365 * 24 * time.Hour
 
+// closes reports whether sessions of the previous version are ended with it.
+func (r *Role) closes() bool {
+	return (r.Spec.CloseConnections || r.Run.urgent()) && r.Run.Trigger != Create
+}
+
 // closeBefore is until when sessions were opened that end with the previous
-// version, zero where they stay. Of a user that has been replaced all do. Those of
+// version, where they do. Of a user that has been replaced all do. Those of
 // one that stays cannot be told apart: with swap the ones from before promotion
 // are the previous credential's, with overlap all that are there when it goes.
 func (r *Role) closeBefore(now time.Time) time.Time {
 	switch {
-	case !r.Spec.CloseConnections:
-		return time.Time{}
 	case r.alternates():
 		return now.Add(allSessions)
 	case r.Spec.Strategy == kind.Swap:

@@ -59,12 +59,15 @@ type world struct {
 	writeFaultIn int
 	writeFaultAt string
 	rejected     string // user for whom no node changes anything
+	clinging     string // user of whom no node refuses anything
 
 	generated int
 	broken    []string
 	trace     []string
 	quietly   bool // no trace
 	inactive  bool
+	leftOut   bool // an emergency has passed over a node
+	abandoned bool // a role was deleted in the middle of its rotation: its consumers are not looked after
 	hot       bool // something spins without a pause
 	done      chan struct{}
 	over      sync.WaitGroup
@@ -82,6 +85,7 @@ type shape struct {
 	place      bool // a secret of another mount
 	consumers  bool // roles have two, which they share
 	queue      bool // and wait for each other at them
+	urgent     bool // emergencies, whose faults are those of others and some more
 	// root: role a is what the engine itself logs in to the target with.
 	root   bool
 	tokens time.Duration // of a key ring: how long what it signed is valid
@@ -684,7 +688,7 @@ func (w *world) checkServed(r *Role) {
 	if w.shape.targetless || w.touched(r) {
 		return
 	}
-	interval := r.Spec.Strategy == kind.Swap && run != nil && (run.Back || run.Phase == Apply)
+	interval := r.Spec.Strategy == kind.Swap && run != nil && (run.Phase == Apply || run.urgent() && !run.Promoted)
 	previous := r.With(version.Previous)
 	for _, name := range w.order {
 		n := w.nodes[name]
@@ -734,9 +738,11 @@ func (w *world) noteWrite(key string, value []byte) {
 			}
 			r.Name = name
 			w.checkDirection(before, r)
+			w.checkMoves(before, r)
 			w.checkUnused(before, r)
 			w.checkKept(before, r)
 			w.roles[name] = r
+			w.leftOut = w.leftOut || r.Run.urgent() && len(r.Run.Missed) > 0
 			w.noteKeys(r)
 		}
 	}

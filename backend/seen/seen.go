@@ -27,6 +27,7 @@ type Consumer struct {
 	Values    []Value    `json:"values,omitempty"`
 	Workloads []Workload `json:"workloads,omitempty"`
 	Checks    []Check    `json:"checks,omitempty"`
+	Hooks     []Hook     `json:"hooks,omitempty"`
 	Pods      []Pod      `json:"pods,omitempty"`
 	// PodsApart: the pods that are kept stand in an entry of their own.
 	PodsApart bool `json:"pods_apart,omitempty"`
@@ -136,6 +137,61 @@ type Check struct {
 	Times  int    `json:"times,omitempty"`
 }
 
+// Hook is a request that an emergency sends.
+type Hook struct {
+	Name   string `json:"name"`
+	Target string `json:"target,omitempty"`
+	// Called is how often it was sent, OK whether it has succeeded, and Result what came
+	// of the last time.
+	Called int       `json:"called,omitempty"`
+	OK     bool      `json:"ok,omitempty"`
+	Result string    `json:"result,omitempty"`
+	At     time.Time `json:"at,omitzero"`
+}
+
+// Map puts f of it in the place of every text: most of them are somebody else's.
+func (c *Consumer) Map(f func(string) string) {
+	each := func(texts ...*string) {
+		for _, t := range texts {
+			if *t != "" {
+				*t = f(*t)
+			}
+		}
+	}
+	each(&c.Connection, &c.Namespace, &c.Mode, &c.Error)
+	for i := range c.Stores {
+		s := &c.Stores[i]
+		each(&s.Kind, &s.Name, &s.Problem)
+	}
+	for i := range c.Externals {
+		e := &c.Externals[i]
+		each(&e.Name, &e.Parent, &e.Target, &e.Version, &e.Interval, &e.Problem)
+	}
+	for i := range c.Values {
+		v := &c.Values[i]
+		each(&v.Role, &v.Field, &v.Secret, &v.Problem)
+		for k := range v.Keys {
+			each(&v.Keys[k])
+		}
+	}
+	for i := range c.Workloads {
+		w := &c.Workloads[i]
+		each(&w.Kind, &w.Name, &w.Revision, &w.Problem)
+	}
+	for i := range c.Checks {
+		k := &c.Checks[i]
+		each(&k.Type, &k.Target, &k.Result)
+	}
+	for i := range c.Hooks {
+		h := &c.Hooks[i]
+		each(&h.Name, &h.Target, &h.Result)
+	}
+	for i := range c.Pods {
+		p := &c.Pods[i]
+		each(&p.Workload, &p.Name, &p.Node, &p.Image, &p.Problem)
+	}
+}
+
 // Count fills Counted.
 func (c *Consumer) Count() {
 	c.Counted = Counts{Externals: len(c.Externals), Values: len(c.Values), Workloads: len(c.Workloads), Pods: len(c.Pods)}
@@ -165,7 +221,7 @@ func (c *Consumer) Fit(limit int) {
 		case cut(&c.Pods, &c.More.Pods), cut(&c.Workloads, &c.More.Workloads),
 			cut(&c.Values, &c.More.Values), cut(&c.Externals, &c.More.Externals):
 		default:
-			c.Stores, c.Checks = nil, nil
+			c.Stores, c.Checks, c.Hooks = nil, nil, nil
 			return
 		}
 	}
@@ -219,6 +275,9 @@ func (c *Consumer) Add(later *Consumer) {
 	take(&c.Pods, later.Pods, &c.Counted.Pods, later.Counted.Pods, &c.More.Pods, later.More.Pods)
 	if len(later.Checks) > 0 {
 		c.Checks = later.Checks
+	}
+	if len(later.Hooks) > 0 {
+		c.Hooks = later.Hooks
 	}
 }
 

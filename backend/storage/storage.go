@@ -34,7 +34,17 @@ const (
 	Outbox           = "outbox/"            // <rotation>: what was told of it, and what is still to be sent
 	Telling          = "telling"            // since when rotations are told, and of which roles
 	Barrier          = "barrier"            // see Fenced.Settle
+	Format           = "format"             // that of everything else; see All
 )
+
+// All lists every prefix. A change of what stands below one of them that an older version
+// of the engine would make worse raises the format.
+func All() []string {
+	return []string{
+		Config, Connection, Role, Deleted, Document, DocumentSettings, Rotation, Evidence, Proof, Plan, Open, Request, Due, Claim, Reservation,
+		Consumer, Notification, Outbox, Telling, Barrier, Format,
+	}
+}
 
 // SealWrapped lists the prefixes that hold secrets.
 func SealWrapped() []string { return []string{Connection, Role, Deleted, Document, Notification} }
@@ -60,6 +70,10 @@ var _ logical.Storage = (*Fenced)(nil)
 
 // Fence wraps s.
 func Fence(s logical.Storage) *Fenced { return &Fenced{inner: s, unsure: 1} }
+
+// Exists reports whether there is anything to write to: Vault makes backends without
+// storage, to learn what they are.
+func (f *Fenced) Exists() bool { return f.inner != nil }
 
 // Close refuses every later write, and waits for those under way until ctx
 // ends.

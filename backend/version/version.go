@@ -51,6 +51,8 @@ type Version struct {
 	TakenBack bool      `json:"taken_back,omitempty"`
 	// CopyOf is the version whose material this one carries again.
 	CopyOf int `json:"copy_of,omitempty"`
+	// Compromised is since when it is known to somebody who must not know it.
+	Compromised time.Time `json:"compromised,omitzero"`
 	// Evidence is what was seen of a version whose material nobody sees.
 	Evidence string `json:"evidence,omitempty"`
 }
@@ -201,6 +203,33 @@ func (s *Set) Discard(refused bool, now time.Time) {
 	}
 }
 
+// Compromise records that whatever is not served is known to somebody who must not know
+// it. Where decrypts is set, the keys of a ring stay in it for what they encrypted.
+func (s *Set) Compromise(decrypts bool, now time.Time) {
+	for i := range s.Versions {
+		v := &s.Versions[i]
+		if v.Stage == Current || s.Served(v.Material) {
+			continue
+		}
+		if v.Compromised.IsZero() {
+			v.Compromised = now
+		}
+		if v.Stage != Previous || !decrypts {
+			v.Stage = Compromised
+		}
+	}
+}
+
+// LeaveCompromised records that no compromised key is in the ring any more that does not
+// have to decrypt.
+func (s *Set) LeaveCompromised(now time.Time) {
+	for i := range s.Versions {
+		if v := &s.Versions[i]; v.Stage == Compromised && v.Refused.IsZero() {
+			v.Refused = now
+		}
+	}
+}
+
 // Served reports whether m is what the current version holds.
 func (s *Set) Served(m kind.Material) bool {
 	v := s.With(Current)
@@ -243,25 +272,27 @@ func (s *Set) MarkRefused(m kind.Material, now time.Time) {
 			v.Refused = now
 		}
 		if v.Stage == Previous {
-			v.Stage = Retired
+			if v.Stage = Retired; v.TakenBack {
+				v.Stage = Failed
+			}
 		}
 	}
 }
 
-// Prune forgets the oldest versions beyond keep. It never forgets a version
-// that is in use, or one that a target may still accept.
+// Prune forgets the oldest versions beyond keep, first those whose material is served
+// under another number. It never forgets a version that is in use, or one that a
+// target may still accept.
 func (s *Set) Prune(keep int) {
-	if keep < 1 {
-		keep = 1
+	excess := len(s.Versions) - max(keep, 1)
+	for _, every := range []bool{false, true} {
+		s.Versions = slices.DeleteFunc(s.Versions, func(v Version) bool {
+			if excess <= 0 || !s.forgettable(v) || !every && !s.Served(v.Material) {
+				return false
+			}
+			excess--
+			return true
+		})
 	}
-	excess := len(s.Versions) - keep
-	s.Versions = slices.DeleteFunc(s.Versions, func(v Version) bool {
-		if excess <= 0 || !s.forgettable(v) {
-			return false
-		}
-		excess--
-		return true
-	})
 }
 
 func (s *Set) forgettable(v Version) bool {

@@ -96,3 +96,22 @@ func check(rt *rapid.T, s *Set, accepted map[string]bool, numbers map[int]string
 		}
 	}
 }
+
+// TestPruneForgetsCopiesFirst: what stands under two numbers takes no room from what could
+// be gone back to.
+func TestPruneForgetsCopiesFirst(t *testing.T) {
+	now := time.Now()
+	s := Set{}
+	for _, secret := range []string{"first", "second", "second"} {
+		s.Add(kind.Material{Secret: secret}, "", now)
+		s.Promote(now)
+		for _, m := range s.All() {
+			s.MarkRefused(m, now)
+		}
+	}
+	s.Get(2).Stage = Retired // as of a role that was deleted, and is served again
+	s.Prune(2)
+	if len(s.Versions) != 2 || s.Versions[0].Number != 1 || s.Versions[1].Number != 3 {
+		t.Fatalf("kept are %v", s.Versions)
+	}
+}
