@@ -209,7 +209,7 @@ func (e *Entry) CheckDiscovered(node netip.Addr, seeds []netip.Addr) error {
 		for _, c := range e.Redis.AllowedCIDRs {
 			p, err := netip.ParsePrefix(c)
 			if err != nil {
-				return fmt.Errorf("allowed_cidrs holds %q, which is no network; write the connection again", c)
+				return fmt.Errorf("allowed_cidrs holds %.64q, which is no network; write the connection again", c)
 			}
 			allowed = append(allowed, p)
 		}
@@ -288,7 +288,7 @@ func (e *Entry) CheckPatterns() error {
 	for field, patterns := range lists {
 		for _, p := range patterns {
 			if _, err := path.Match(p, ""); err != nil {
-				return fmt.Errorf("%s holds %q, which is no glob; use names, or * and ? within them", field, p)
+				return fmt.Errorf("%s holds %.64q, which is no glob; use names, or * and ? within them", field, p)
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package connection
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -23,6 +24,10 @@ type Store struct {
 	s     logical.Storage
 	root  Root
 	locks locks
+	// changes counts writes that have ended, whatever came of them; unsure is set by
+	// one that may still be applied.
+	changes atomic.Uint64
+	unsure  atomic.Bool
 }
 
 // NewStore returns a Store over s.
@@ -78,12 +83,26 @@ func (st *Store) Put(ctx context.Context, e *Entry) error {
 	if e.Managed {
 		stored.Admin = Admin{}
 	}
-	return storage.Put(ctx, st.s, storage.Connection+e.Name, &stored, maxEntry)
+	return st.changed(storage.Put(ctx, st.s, storage.Connection+e.Name, &stored, maxEntry))
 }
+
+// changed counts a write.
+func (st *Store) changed(err error) error {
+	if err != nil {
+		st.unsure.Store(true)
+	}
+	st.changes.Add(1)
+	return err
+}
+
+// Changes is how often a connection was written through this store. As long as it
+// stays the same, what was read of connections since is what they are. ok is false
+// once a write was answered with an error: it may be applied at any time.
+func (st *Store) Changes() (n uint64, ok bool) { return st.changes.Load(), !st.unsure.Load() }
 
 // Delete removes a connection.
 func (st *Store) Delete(ctx context.Context, name string) error {
-	if err := st.s.Delete(ctx, storage.Connection+name); err != nil {
+	if err := st.changed(st.s.Delete(ctx, storage.Connection+name)); err != nil {
 		return fmt.Errorf("deleting connection %q: %w", name, err)
 	}
 	return nil

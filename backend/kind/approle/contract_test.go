@@ -16,12 +16,13 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/kindtest"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/vault"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
 func TestMain(m *testing.M) {
 	// Started by the import of a library of the SDK, and never ended.
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
+	leaks.Main(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
 }
 
 // policy is that of docs/reference/vault-connections.md.

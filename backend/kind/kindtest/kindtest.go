@@ -87,6 +87,10 @@ type Harness struct {
 
 // Run runs every case against h, one after the other.
 func Run(t *testing.T, h Harness) {
+	h.Target = Watch(h.Target)
+	if h.WrongAdmin != nil {
+		h.WrongAdmin = Watch(h.WrongAdmin)
+	}
 	for _, c := range []struct {
 		name string
 		skip bool

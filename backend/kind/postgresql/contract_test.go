@@ -70,7 +70,7 @@ func entryOf(t testing.TB, url, username, password string) *connection.Entry {
 }
 
 func targetOf(e *connection.Entry) kind.Target {
-	return Open(func(context.Context) (*connection.Entry, error) { return e, nil })
+	return kindtest.Watch(Open(func(context.Context) (*connection.Entry, error) { return e, nil }))
 }
 
 func (r *rig) harness() kindtest.Harness {

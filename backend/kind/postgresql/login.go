@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
@@ -25,6 +26,13 @@ const (
 	askedPlaintext = 3
 	askedMD5       = 5
 	askedSASL      = 10
+)
+
+// maxMessage bounds one message of a server, and maxHeard all of a session: far more
+// than the largest answer that is asked for.
+const (
+	maxMessage = 1 << 20
+	maxHeard   = 16 << 20
 )
 
 // door is where logins of one node go.
@@ -49,7 +57,7 @@ type session struct {
 // everything that the kernel has not sent yet. What was heard of the server is
 // there in either case.
 func (d door) login(ctx, connectCtx context.Context, m kind.Material) (*session, *dialogue, error) {
-	heard := &dialogue{}
+	heard := &dialogue{budget: bounded.NewBudget(maxHeard)}
 	raw, err := (&net.Dialer{}).DialContext(connectCtx, "tcp", d.dial)
 	if err != nil {
 		return nil, heard, err
@@ -121,7 +129,9 @@ func (d door) config(m kind.Material, s *session) (*pgconn.Config, error) {
 	}
 	c.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
 		s.heard.r = r
-		return pgproto3.NewFrontend(s.heard, w)
+		f := pgproto3.NewFrontend(s.heard, w)
+		f.SetMaxBodyLen(maxMessage) // it makes room for what is announced
+		return f
 	}
 	return c, nil
 }
@@ -133,6 +143,8 @@ type dialogue struct {
 	asked    uint32 // the last method; askedNothing where there was none
 	accepted bool   // the server has said so; what it refuses after that, it refuses to the right user
 
+	budget *bounded.Budget
+
 	head [9]byte // type, length and method of a message
 	have int
 	skip int64 // of the rest of a message
@@ -140,6 +152,9 @@ type dialogue struct {
 
 func (d *dialogue) Read(p []byte) (int, error) {
 	n, err := d.r.Read(p)
+	if over := d.budget.Spend(n); over != nil {
+		return 0, over
+	}
 	if !d.accepted {
 		d.follow(p[:n])
 	}

@@ -87,7 +87,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "clean up:", err)
 		code = 1
 	}
-	if err := leaks.Find(); code == 0 && err != nil {
+	if err := errors.Join(leaks.Leaked(), leaks.Find()); code == 0 && err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}

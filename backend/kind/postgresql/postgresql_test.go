@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
 
@@ -137,7 +138,7 @@ func TestDialogue(t *testing.T) {
 	} {
 		said := bytes.Join(c.said, nil)
 		for way, r := range map[string]io.Reader{"whole": bytes.NewReader(said), "in bytes": iotest.OneByteReader(bytes.NewReader(said)), "in halves": iotest.HalfReader(bytes.NewReader(said))} {
-			d := &dialogue{r: r}
+			d := &dialogue{r: r, budget: bounded.NewBudget(maxHeard)}
 			got, err := io.ReadAll(d)
 			require.NoError(t, err)
 			require.Equal(t, said, append([]byte{}, got...), name)

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
@@ -83,6 +85,10 @@ func (d door) explain(err error, what, user string) error {
 	}
 	if strings.Contains(err.Error(), "server refused TLS connection") {
 		return fmt.Errorf("node %s does not speak TLS: switch ssl on there, or set sslmode=disable in connection_url", d.node)
+	}
+	var large *pgproto3.ExceededMaxBodyLenErr
+	if errors.Is(err, bounded.ErrTooMuch) || errors.As(err, &large) {
+		return fmt.Errorf("node %s answers with more than is read of any answer when asked to %s: check what listens there", d.node, what)
 	}
 	if silent(err) {
 		return kind.CannotReach(fmt.Errorf("node %s did not answer when asked to %s, check that it runs and is not overloaded: %w", d.node, what, plain(err)))

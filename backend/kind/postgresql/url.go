@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
@@ -54,6 +55,22 @@ func ValidateConfig(c *connection.PostgreSQL, t connection.TLS) error {
 	}
 	c.Hosts = s.hosts
 	return nil
+}
+
+// parameters are those of PostgreSQL's own library that people try here.
+var parameters = []string{
+	"application_name", "channel_binding", "client_encoding", "connect_timeout", "dbname", "fallback_application_name", "gssencmode", "host", "hostaddr",
+	"keepalives", "krbsrvname", "load_balance_hosts", "options", "password", "pool_max_conns", "port", "replication", "require_auth", "search_path",
+	"sslcertmode", "ssl_min_protocol_version", "sslmode", "sslnegotiation", "sslsni", "statement_timeout", "target_session_attrs", "user",
+}
+
+// shown is the name of a parameter, where it is one: a password with a blank and an equals
+// sign in it looks like one, too.
+func shown(name string) string {
+	if slices.Contains(parameters, name) || slices.Contains(ofFiles, name) {
+		return strconv.Quote(name)
+	}
+	return "a parameter"
 }
 
 // parse reads a connection_url. Nothing of it is quoted in errors but names of
@@ -112,7 +129,7 @@ func parseURL(text string) (map[string]string, error) {
 	}
 	for name, v := range values {
 		if _, twice := params[name]; twice || len(v) > 1 {
-			return nil, fmt.Errorf("connection_url gives %.32q twice, or after ? instead of before it: give it once", name)
+			return nil, fmt.Errorf("connection_url gives %s twice, or after ? instead of before it: give it once", shown(name))
 		}
 		params[name] = v[0]
 	}
@@ -177,7 +194,7 @@ func settle(params map[string]string) (settings, error) {
 		case slices.Contains(ofFiles, name):
 			return s, fmt.Errorf("connection_url holds %q: the engine reads no files, so give certificates as tls_ca, tls_cert and tls_key", name)
 		default:
-			return s, fmt.Errorf("connection_url holds %.32q, which is not supported: it may have sslmode, target_session_attrs and application_name", name)
+			return s, fmt.Errorf("connection_url holds %s, which is not supported: it may have sslmode, target_session_attrs and application_name", shown(name))
 		}
 	}
 	if user := params["user"]; user != "" && user != usernamePlace {

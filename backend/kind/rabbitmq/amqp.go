@@ -11,6 +11,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
@@ -52,6 +53,9 @@ func (l *plainLogin) Response() string {
 	return "\x00" + l.Username + "\x00" + l.Secret
 }
 
+// maxLogin bounds what a broker says during a login.
+const maxLogin = 1 << 20
+
 // logIn tries a login, and to open vhost, on a connection of its own. An error
 // means that the broker said neither yes nor no.
 func logIn(ctx context.Context, node string, e endpoint, trust connection.TLS, m kind.Material, vhost string) (verdict, error) {
@@ -61,7 +65,7 @@ func logIn(ctx context.Context, node string, e endpoint, trust connection.TLS, m
 	if err != nil {
 		return verdict{}, explainDial(err, node, e.addr)
 	}
-	conn := &witness{Conn: raw}
+	conn := &witness{Conn: bounded.Conn(raw, maxLogin)}
 	properties := amqp.NewConnectionProperties()
 	properties.SetClientConnectionName("harmonyflow")
 	c, err := amqp.Open(conn, amqp.Config{

@@ -18,6 +18,9 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
+// theirs is the password of users here: no word that an error could have.
+const theirs = "what-they-log-in-with"
+
 func limited(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), kind.CallTimeout)
@@ -146,41 +149,41 @@ func userWithoutPassword(t *testing.T, r *rig) {
 }
 
 func vhosts(t *testing.T, r *rig) {
-	u := r.user(t, "hosted", "password", "")
+	u := r.user(t, "hosted", theirs, "")
 	for _, vhost := range []string{"a/b c", "second"} {
 		r.do(t, http.MethodPut, "vhosts/"+url.PathEscape(vhost), map[string]string{}, nil)
 	}
 	require.NoError(t, r.n.Permit(t.Context(), "hosted", "a/b c"))
 	require.Empty(t, r.preflight(t, u).Problems)
-	require.Empty(t, r.probe(t, u, "password").Problem, "it logs in to the vhosts that it may use")
+	require.Empty(t, r.probe(t, u, theirs).Problem, "it logs in to the vhosts that it may use")
 
 	r.entry.RabbitMQ.VHosts = []string{"/", "second"}
 	require.Contains(t, fmt.Sprint(r.preflight(t, u).Problems), "no permission in vhost second")
-	a := r.probe(t, u, "password", "wrong")
+	a := r.probe(t, u, theirs, "wrong")
 	require.Equal(t, []bool{true, false}, a.Accepts, "the password is right")
 	require.Contains(t, a.Problem, "may not use vhost second")
 	r.entry.RabbitMQ.VHosts = []string{"nowhere"}
-	require.Contains(t, r.probe(t, u, "password").Problem, "vhost nowhere does not exist")
+	require.Contains(t, r.probe(t, u, theirs).Problem, "vhost nowhere does not exist")
 	require.Len(t, r.preflight(t, u).Problems, 1)
 	r.entry.RabbitMQ.VHosts = []string{"a/b c", "/"}
-	require.Empty(t, r.probe(t, u, "password").Problem)
+	require.Empty(t, r.probe(t, u, theirs).Problem)
 }
 
 func managementUsers(t *testing.T, r *rig) {
 	for tags, problems := range map[string]int{"monitoring": 0, "": 1} {
 		u := kind.User{Username: "no-vhost-" + tags}
-		r.do(t, http.MethodPut, "users/"+u.Username, map[string]string{"password": "password", "tags": tags}, nil)
+		r.do(t, http.MethodPut, "users/"+u.Username, map[string]string{"password": theirs, "tags": tags}, nil)
 		require.Len(t, r.preflight(t, u).Problems, problems)
-		a := r.probe(t, u, "password", "wrong")
+		a := r.probe(t, u, theirs, "wrong")
 		require.Equal(t, []bool{true, false}, a.Accepts)
 		require.Empty(t, a.Problem)
 	}
 }
 
 func connectionLimit(t *testing.T, r *rig) {
-	u := r.user(t, "limited", "password", "")
+	u := r.user(t, "limited", theirs, "")
 	r.do(t, http.MethodPut, "user-limits/limited/max-connections", map[string]int{"value": 0}, nil)
-	a := r.probe(t, u, "password", "wrong")
+	a := r.probe(t, u, theirs, "wrong")
 	require.Equal(t, []bool{true, false}, a.Accepts)
 	require.Empty(t, a.Problem)
 }
@@ -199,8 +202,8 @@ func openConnectionsStay(t *testing.T, r *rig) {
 }
 
 func anotherBackend(t *testing.T, r *rig) {
-	u := r.user(t, "open-user", "password", "")
-	a := r.probe(t, u, "password", "wrong")
+	u := r.user(t, "open-user", theirs, "")
+	a := r.probe(t, u, theirs, "wrong")
 	require.Equal(t, -1, a.Extra)
 	require.Contains(t, a.Problem, "any password")
 	f := r.preflight(t, u)
@@ -210,13 +213,13 @@ func anotherBackend(t *testing.T, r *rig) {
 	stranger := kind.User{Username: "open-stranger"}
 	f = r.preflight(t, stranger)
 	require.Contains(t, fmt.Sprint(f.Problems), "not in the database")
-	out := r.target().Change(limited(t), []kind.Change{{User: stranger, Accept: []kind.Material{{Secret: "password"}}, Exclusive: true}})
+	out := r.target().Change(limited(t), []kind.Change{{User: stranger, Accept: []kind.Material{{Secret: theirs}}, Exclusive: true}})
 	require.True(t, kind.IsDefinite(out[0].Nodes[0].Err))
-	require.Equal(t, -1, r.probe(t, stranger, "password").Extra)
+	require.Equal(t, -1, r.probe(t, stranger, theirs).Extra)
 }
 
 func weakAdmin(t *testing.T, r *rig) {
-	u := r.user(t, "managed", "password", "")
+	u := r.user(t, "managed", theirs, "")
 	for _, tags := range []string{"", "management", "policymaker,monitoring"} {
 		r.user(t, "weak", "weak-password", tags)
 		r.entry.Admin = connection.NewAdmin(kind.Material{Username: "weak", Secret: "weak-password"})
@@ -229,24 +232,24 @@ func weakAdmin(t *testing.T, r *rig) {
 }
 
 func adminCandidates(t *testing.T, r *rig) {
-	u := r.user(t, "managed", "password", "")
+	u := r.user(t, "managed", theirs, "")
 	r.entry.Admin = connection.NewAdmin(kind.Material{Username: servers.RabbitMQAdmin, Secret: "not yet"})
 	r.entry.Admin.Add(kind.Material{Username: servers.RabbitMQAdmin, Secret: servers.RabbitMQAdminPassword}, "", time.Time{})
 	require.Empty(t, r.preflight(t, u).Problems)
 }
 
 func amqpURLs(t *testing.T, r *rig) {
-	u := r.user(t, "by-url", "password", "")
+	u := r.user(t, "by-url", theirs, "")
 	r.entry.AddressMap = map[string]string{"rabbitmq.example.com:5672": r.amqp.Addr()}
 	r.entry.RabbitMQ.AMQPURLs = []string{"amqp://rabbitmq.example.com"}
 	stop := r.amqp.Capture()
-	a := r.probe(t, u, "password")
+	a := r.probe(t, u, theirs)
 	require.Equal(t, []bool{true}, a.Accepts)
 	require.Equal(t, "rabbitmq.example.com:5672", a.Node)
 	require.Contains(t, string(stop()), "PLAIN", "the map was used")
 
 	r.entry.RabbitMQ.AMQPURLs = []string{"amqp://" + r.n.Addr, "amqp://127.0.0.1:1"}
-	answers := r.target().Probe(limited(t), []kind.Question{{User: u, Materials: []kind.Material{{Secret: "password"}}}})
+	answers := r.target().Probe(limited(t), []kind.Question{{User: u, Materials: []kind.Material{{Secret: theirs}}}})
 	require.Len(t, answers[0].Nodes, 2)
 	failed := 0
 	for _, n := range answers[0].Nodes {
@@ -260,7 +263,7 @@ func amqpURLs(t *testing.T, r *rig) {
 }
 
 func severalManagementURLs(t *testing.T, r *rig) {
-	u := r.user(t, "by-any", "password", "")
+	u := r.user(t, "by-any", theirs, "")
 	hangs := proxy(t, r.n.ManagementAddr)
 	hangs.Blackhole(true)
 	r.entry.RabbitMQ.ManagementURLs = []string{"http://127.0.0.1:1", "http://" + hangs.Addr(), "http://" + r.http.Addr() + "/"}
@@ -275,7 +278,7 @@ func severalManagementURLs(t *testing.T, r *rig) {
 }
 
 func anotherCluster(t *testing.T, r *rig) {
-	u := r.user(t, "moved", "password", "")
+	u := r.user(t, "moved", theirs, "")
 	r.entry.Members = []string{clusterIDPrefix + "of-another", "other:1"}
 	f := r.target().Preflight(limited(t), []kind.User{u})[0]
 	require.ErrorContains(t, f.Err, "another cluster")
@@ -337,16 +340,16 @@ func manyUsers(t *testing.T, r *rig) {
 
 // Without a word of the broker a login was neither refused nor accepted.
 func cutLoginIsNoRefusal(t *testing.T, r *rig) {
-	u := r.user(t, "cut", "password", "")
+	u := r.user(t, "cut", theirs, "")
 	r.amqp.Cut(true)
-	a := r.target().Probe(limited(t), []kind.Question{{User: u, Materials: []kind.Material{{Secret: "password"}}}})[0]
+	a := r.target().Probe(limited(t), []kind.Question{{User: u, Materials: []kind.Material{{Secret: theirs}}}})[0]
 	require.NoError(t, a.Err)
 	require.True(t, kind.IsUnreachable(a.Nodes[0].Err), "%v", a.Nodes[0].Err)
 	r.amqp.Heal()
 	r.amqp.LoseReplyTo("PLAIN") // after the password was sent
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	a = r.target().Probe(ctx, []kind.Question{{User: u, Materials: []kind.Material{{Secret: "password"}}}})[0]
+	a = r.target().Probe(ctx, []kind.Question{{User: u, Materials: []kind.Material{{Secret: theirs}}}})[0]
 	require.NoError(t, a.Err)
 	require.True(t, kind.IsUnreachable(a.Nodes[0].Err), "%v", a.Nodes[0].Err)
 }

@@ -49,6 +49,7 @@ type cluster struct {
 	apiErrs  []error  // of management URLs that did not answer
 	cancel   context.CancelFunc
 	sessions []*management
+	ghosts   *ghosts
 }
 
 func (c *cluster) close() {
@@ -330,15 +331,20 @@ func each(count int, do func(i int)) {
 	wg.Wait()
 }
 
-// target is the brokers of one connection. It remembers nothing between calls.
+// target is the brokers of one connection. Of calls it remembers nothing but ghosts.
 type target struct {
-	entry func(context.Context) (*connection.Entry, error)
+	entry  func(context.Context) (*connection.Entry, error)
+	ghosts *ghosts
 }
 
-// Open returns the Target behind a connection. entry is called at every call,
-// so that addresses and the admin credential are those that are stored now.
-func Open(entry func(context.Context) (*connection.Entry, error)) kind.Target {
-	return &target{entry: entry}
+// Opener returns what returns the Target behind a connection. entry is called at every
+// call, so that addresses and the admin credential are those that are stored now. What
+// brokers were seen to list wrongly is remembered by all its targets.
+func Opener() func(entry func(context.Context) (*connection.Entry, error)) kind.Target {
+	var shared ghosts
+	return func(entry func(context.Context) (*connection.Entry, error)) kind.Target {
+		return &target{entry: entry, ghosts: &shared}
+	}
 }
 
 func (t *target) discover(ctx context.Context, users []kind.User) (*cluster, error) {
@@ -350,7 +356,12 @@ func (t *target) discover(ctx context.Context, users []kind.User) (*cluster, err
 	for _, u := range users {
 		known = append(known, u.Known...)
 	}
-	return discover(ctx, entry, known)
+	c, err := discover(ctx, entry, known)
+	if err != nil {
+		return nil, err
+	}
+	c.ghosts = t.ghosts
+	return c, nil
 }
 
 // errNobody is about a user that the brokers do not keep themselves.

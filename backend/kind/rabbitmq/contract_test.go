@@ -13,16 +13,16 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind/kindtest"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }
 
 // TestBroker is everything that needs a broker, because starting one takes
 // seconds. What kills brokers comes last, with a second one beside the first.
@@ -122,10 +122,10 @@ func proxy(t *testing.T, addr string) *servers.Proxy {
 }
 
 func open(e *connection.Entry) kind.Target {
-	return Open(func(context.Context) (*connection.Entry, error) { return e, nil })
+	return Opener()(func(context.Context) (*connection.Entry, error) { return e, nil })
 }
 
-func (r *rig) target() kind.Target { return open(r.entry) }
+func (r *rig) target() kind.Target { return kindtest.Watch(open(r.entry)) }
 
 func (r *rig) harness(t *testing.T) kindtest.Harness {
 	wrong := *r.entry

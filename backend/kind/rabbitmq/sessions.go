@@ -76,6 +76,7 @@ type openSessions struct {
 	known  []session
 	silent []session // of which it is not known yet when they were opened
 	mute   int       // of which it never will be
+	listed []session // at the end of the look
 	partly error     // why there may be more, at other brokers
 	err    error
 }
@@ -106,6 +107,7 @@ func (c *cluster) open(ctx context.Context, names []string) []openSessions {
 	each(len(names), func(i int) {
 		out[i].partly = c.whole()
 		out[i].silent, out[i].err = c.tracked(ctx, names[i])
+		out[i].listed = slices.Clone(out[i].silent)
 	})
 	patience := time.Now().Add(statisticsPatience)
 	if deadline, ok := ctx.Deadline(); ok && deadline.Add(-time.Second).Before(patience) {
@@ -115,10 +117,14 @@ func (c *cluster) open(ctx context.Context, names []string) []openSessions {
 		each(len(names), func(i int) { c.date(ctx, &out[i]) })
 		missing := func(o openSessions) bool { return o.err == nil && len(o.silent) > 0 }
 		if !slices.ContainsFunc(out, missing) || time.Now().After(patience) || !sleep(ctx, statisticsInterval) {
-			return out
+			break
 		}
 		each(len(names), func(i int) { c.drop(ctx, names[i], &out[i]) })
 	}
+	for i, name := range names {
+		c.ghosts.forget(userOf{c.id, name}, &out[i], time.Now())
+	}
+	return out
 }
 
 // whole says why a management API may not know of all connections now. A broker
@@ -196,6 +202,7 @@ func (c *cluster) drop(ctx context.Context, name string, o *openSessions) {
 	}
 	var now []session
 	if now, o.err = c.tracked(ctx, name); o.err == nil {
+		o.listed = now
 		o.silent = slices.DeleteFunc(o.silent, func(s session) bool {
 			return !slices.ContainsFunc(now, func(n session) bool { return n.Name == s.Name })
 		})

@@ -37,7 +37,7 @@ func ValidateConfig(c *connection.RabbitMQ) error {
 }
 
 func bare(u *url.URL) bool {
-	return u.Hostname() != "" && u.User == nil && u.RawQuery == "" && u.Fragment == "" && u.Opaque == ""
+	return u.Hostname() != "" && !strings.ContainsAny(u.Hostname(), "[]") && u.User == nil && u.RawQuery == "" && u.Fragment == "" && u.Opaque == ""
 }
 
 // Verify logs in to the management API of a connection and looks at every

@@ -93,7 +93,7 @@ func newRig(t *testing.T, set *servers.RedisSet) *rig {
 }
 
 func (r *rig) target() kind.Target {
-	return Open(func(context.Context) (*connection.Entry, error) { return r.entry, nil })
+	return kindtest.Watch(Open(func(context.Context) (*connection.Entry, error) { return r.entry, nil }))
 }
 
 func (r *rig) harness(t *testing.T, username string) kindtest.Harness {
@@ -201,7 +201,7 @@ func (r *rig) targetAs(candidates ...kind.Material) kind.Target {
 	for _, m := range candidates[1:] {
 		entry.Admin.Add(m, "", time.Time{})
 	}
-	return Open(func(context.Context) (*connection.Entry, error) { return &entry, nil })
+	return kindtest.Watch(Open(func(context.Context) (*connection.Entry, error) { return &entry, nil }))
 }
 
 // link sets masterauth where nodes log in to each other as user.

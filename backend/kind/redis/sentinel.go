@@ -63,13 +63,13 @@ func validateSentinel(c *connection.Redis) error {
 	}
 	switch {
 	case !masterPattern.MatchString(s.Master):
-		return fmt.Errorf("sentinel_master is %q: give the one name that stands after \"sentinel monitor\" in the configuration of the sentinels", s.Master)
+		return fmt.Errorf("sentinel_master is %.80q: give the one name that stands after \"sentinel monitor\" in the configuration of the sentinels", s.Master)
 	case c.Topology == TopologyStandalone || c.Topology == TopologyCluster:
-		return fmt.Errorf("topology is %q, and sentinel_master is for topology sentinel or auto: leave one of them out", c.Topology)
+		return fmt.Errorf("topology is %.64q, and sentinel_master is for topology sentinel or auto: leave one of them out", c.Topology)
 	case s.Login.Username != "" && s.Login.Secret == "":
 		return fmt.Errorf("sentinel_password is missing: sentinel_username needs it")
 	case s.AuthUser != "" && !usernamePattern.MatchString(s.AuthUser):
-		return fmt.Errorf("sentinel_auth_user is %q: give the name of the one ACL user that sentinels log in to the nodes as", s.AuthUser)
+		return fmt.Errorf("sentinel_auth_user is %.128q: give the name of the one ACL user that sentinels log in to the nodes as", s.AuthUser)
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 )
@@ -80,7 +81,7 @@ func dial(ctx, connectCtx context.Context, to peer, addrs []string) (*session, e
 		cut()
 		return nil, err
 	}
-	s := &session{peer: to, addr: addr, client: client(conn, addr), cut: cut}
+	s := &session{peer: to, addr: addr, client: client(guarded(conn), addr), cut: cut}
 	s.conn = s.client.Conn()
 	return s, nil
 }
@@ -245,6 +246,9 @@ func (s *session) explain(err error, what, user string) error {
 	}
 	if s.tls == nil && !s.replied && dropped(err) {
 		return kind.CannotReach(fmt.Errorf("%s ended the connection when asked to %s, check that it runs, and whether tls has to be true: %w", s.who(), what, plain(err)))
+	}
+	if errors.Is(err, bounded.ErrTooMuch) {
+		return fmt.Errorf("%s answers with more than is read of any answer when asked to %s: check what listens there", s.who(), what)
 	}
 	if silent(err) {
 		return kind.CannotReach(fmt.Errorf("%s did not answer when asked to %s, check that it runs and is not overloaded: %w", s.who(), what, plain(err)))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -52,18 +53,21 @@ func ValidateConfig(c *connection.Redis) error {
 	}
 	for _, a := range c.Addresses {
 		host, port, err := net.SplitHostPort(a)
-		if err != nil || host == "" || port == "" || strings.ContainsAny(a, "/@ ") {
-			return fmt.Errorf("addresses holds %q: each has to be host:port, without a scheme or credentials", a)
+		switch {
+		case strings.ContainsAny(a, "/@ "): // what may be a password is not repeated
+			return errors.New("addresses holds one with a scheme, credentials or a space: each has to be host:port")
+		case err != nil || host == "" || port == "":
+			return fmt.Errorf("addresses holds %.253q: each has to be host:port, without a scheme or credentials", a)
 		}
 		if _, err := netip.ParseAddrPort("127.0.0.1:" + port); err != nil {
-			return fmt.Errorf("addresses holds %q: its port has to be a number from 1 to 65535", a)
+			return fmt.Errorf("addresses holds %.253q: its port has to be a number from 1 to 65535", a)
 		}
 	}
 	if c.Topology == "" {
 		c.Topology = TopologyAuto
 	}
 	if !slices.Contains([]string{TopologyAuto, TopologyStandalone, TopologyCluster, TopologySentinel}, c.Topology) {
-		return fmt.Errorf("topology is %q: allowed are auto, standalone, cluster and sentinel", c.Topology)
+		return fmt.Errorf("topology is %.64q: allowed are auto, standalone, cluster and sentinel", c.Topology)
 	}
 	if err := validateSentinel(c); err != nil {
 		return err
@@ -72,11 +76,11 @@ func ValidateConfig(c *connection.Redis) error {
 		c.Persistence = PersistAuto
 	}
 	if !slices.Contains([]string{PersistAuto, PersistACL, PersistRewrite, PersistNone}, c.Persistence) {
-		return fmt.Errorf("persistence is %q: allowed are auto, acl-save, config-rewrite and none", c.Persistence)
+		return fmt.Errorf("persistence is %.64q: allowed are auto, acl-save, config-rewrite and none", c.Persistence)
 	}
 	for _, cidr := range c.AllowedCIDRs {
 		if _, err := netip.ParsePrefix(cidr); err != nil {
-			return fmt.Errorf("allowed_cidrs holds %q: each has to be a network such as 10.1.0.0/16", cidr)
+			return fmt.Errorf("allowed_cidrs holds %.64q: each has to be a network such as 10.1.0.0/16", cidr)
 		}
 	}
 	return nil
