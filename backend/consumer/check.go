@@ -27,6 +27,9 @@ func (k *clusters) Check(ctx context.Context, c *Consumer, d Delivery) Progress 
 	s.name = "check"
 	s.looked.checks = s.seenChecks()
 	pods, proven, left, err := s.settled(ctx)
+	if d.urgent() {
+		return s.checkUrgently(ctx, pods, proven, left, err)
+	}
 	if err != nil || left != "" {
 		return s.unfinished(left, err)
 	}
@@ -90,6 +93,9 @@ func (s *step) allWell(ctx context.Context, all []ref, changed time.Time) (newes
 	var unsure, unread []ref
 	for _, r := range all {
 		waits, is, err := s.guess(ctx, r, changed)
+		if err != nil && s.tolerates(ctx, r, err, true) {
+			continue
+		}
 		if err != nil {
 			return newest, "", err
 		}
@@ -117,7 +123,11 @@ func (s *step) allWell(ctx context.Context, all []ref, changed time.Time) (newes
 	}
 	for _, r := range unsure {
 		var waits string
-		if newest, waits, err = s.well(ctx, r, changed, newest); err != nil {
+		at, waits, err := s.well(ctx, r, changed, newest)
+		if err != nil && s.tolerates(ctx, r, err, true) {
+			continue
+		}
+		if newest = at; err != nil {
 			return newest, "", err
 		}
 		left = cmp.Or(left, waits)
@@ -132,7 +142,7 @@ func (s *step) allWell(ctx context.Context, all []ref, changed time.Time) (newes
 func (s *step) well(ctx context.Context, r ref, changed, before time.Time) (newest time.Time, left string, err error) {
 	w := s.view.get(r)
 	if w == nil {
-		return before, r.in(s.c.Namespace) + " has still to be read", nil
+		return before, s.unread(r, ""), nil
 	}
 	pods, err := s.podsOf(ctx, r, w)
 	if err != nil {
@@ -179,8 +189,8 @@ func (s *step) readNew(ctx context.Context, all []ref) (left string, err error) 
 		return "", err
 	}
 	for _, r := range unread {
-		if s.view.get(r) == nil {
-			return r.in(s.c.Namespace) + " has still to be read", nil
+		if left := s.unread(r, ""); s.view.get(r) == nil && left != "" {
+			return left, nil
 		}
 	}
 	return "", nil
@@ -190,7 +200,10 @@ func (s *step) readNew(ctx context.Context, all []ref) (left string, err error) 
 func (s *step) allPods(ctx context.Context, all []ref) ([]corev1.Pod, error) {
 	var out []corev1.Pod
 	for _, r := range all {
-		k, _ := s.memory.get(r)
+		k, known := s.memory.get(r)
+		if !known { // it is bad, and stops no other
+			continue
+		}
 		pods, err := s.podsOf(ctx, r, k.w)
 		if err != nil {
 			return nil, err

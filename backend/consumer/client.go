@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/flowcontrol"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/buildinfo"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
@@ -40,6 +41,7 @@ const podFolder = "/var/run/secrets/kubernetes.io/serviceaccount"
 type cluster struct {
 	name    string // of the connection
 	host    string
+	token   string // which no text may hold
 	manager string
 	clients
 	// http sends what no client of client-go does, with the token, to host alone.
@@ -117,10 +119,19 @@ func podLogin(name, folder string) (login, error) {
 	return login{host: "https://" + net.JoinHostPort(host, port), token: token, tls: connection.TLS{CA: ca}}, nil
 }
 
-// bearer shows the token to the API server, and to nobody else.
+// Bounds on what an API server says: in one answer, and in all of one step. A page of
+// the largest pods has less than the first.
+const (
+	maxAnswer = 32 << 20
+	maxStep   = 512 << 20
+)
+
+// bearer shows the token to the API server, and to nobody else. Of its answers no more
+// is read than is bounded: client-go reads them to their end.
 type bearer struct {
 	host, token string
 	next        http.RoundTripper
+	budget      *bounded.Budget
 }
 
 func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -132,7 +143,11 @@ func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	if b.token != "" {
 		r.Header.Set("Authorization", "Bearer "+b.token)
 	}
-	return b.next.RoundTrip(r)
+	resp, err := b.next.RoundTrip(r)
+	if err == nil {
+		resp.Body = bounded.Body(resp.Body, maxAnswer, b.budget)
+	}
+	return resp, err
 }
 
 // dial makes the clients of a connection. It sends nothing.
@@ -152,10 +167,10 @@ func dial(e *connection.Entry, folder string) (*cluster, error) {
 	transport := &http.Transport{
 		TLSClientConfig: conf, TLSHandshakeTimeout: kind.CallTimeout, ForceAttemptHTTP2: true,
 		Proxy:               nil, // not even that of the environment: it would see who talks to whom
-		MaxIdleConnsPerHost: 4,
+		MaxIdleConnsPerHost: 4, MaxResponseHeaderBytes: 64 << 10,
 	}
 	client := &http.Client{
-		Transport: &bearer{host: u.Host, token: l.token, next: transport}, Timeout: kind.CallTimeout,
+		Transport: &bearer{host: u.Host, token: l.token, next: transport, budget: bounded.NewBudget(maxStep)}, Timeout: kind.CallTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	config := &rest.Config{
@@ -163,7 +178,7 @@ func dial(e *connection.Entry, folder string) (*cluster, error) {
 		RateLimiter:    flowcontrol.NewTokenBucketRateLimiter(requestsPerSecond, requestsAtOnce),
 		WarningHandler: rest.NoWarnings{},
 	}
-	c := &cluster{name: e.Name, host: l.host, manager: managerOf(e), http: client, close: transport.CloseIdleConnections}
+	c := &cluster{name: e.Name, host: l.host, token: l.token, manager: managerOf(e), http: client, close: transport.CloseIdleConnections}
 	if c.clients, err = newClients(config, client); err != nil {
 		return nil, kind.Definitely("connection %q cannot be used; write connections/%s again", e.Name, e.Name)
 	}
@@ -238,6 +253,8 @@ type step struct {
 	result       string
 	// lacks: rights are missing, and so errors say nothing new.
 	lacks bool
+	bad   *spoilt
+	hides *strings.Replacer
 }
 
 func (k *clusters) step(ctx context.Context, c *Consumer, d Delivery) (*step, error) {
@@ -250,14 +267,21 @@ func (k *clusters) step(ctx context.Context, c *Consumer, d Delivery) (*step, er
 		return nil, err
 	}
 	now := k.Now()
+	if d.whole() && c.Mode != Restart { // it was asked for
+		all := *c
+		all.Mode = Restart
+		c = &all
+	}
 	return &step{
 		cluster: at, k: k, c: c, d: d, now: now,
-		view: newView(), memory: k.memories.recall(c, d.ID, now),
+		bad: &spoilt{of: map[ref]string{}}, view: newView(), memory: k.memories.recall(c, d.ID, now), hides: hiding(at.token, d),
 	}, nil
 }
 
 func (s *step) tell(format string, args ...any) {
-	s.told = append(s.told, fmt.Sprintf(format, args...))
+	if len(s.told) < maxTold {
+		s.told = append(s.told, s.clean(fmt.Sprintf(format, args...)))
+	}
 }
 
 func (s *step) done() Progress {
@@ -265,12 +289,12 @@ func (s *step) done() Progress {
 }
 
 func (s *step) waits(format string, args ...any) Progress {
-	waits := fmt.Sprintf(format, args...)
+	waits := s.clean(fmt.Sprintf(format, args...))
 	return Progress{Waits: waits, Told: s.told, Seen: s.evidence(false, waits)}
 }
 
 func (s *step) failed(err error) Progress {
-	err = s.explain(err)
+	err = s.cleaned(s.explain(err))
 	return Progress{Err: err, Told: s.told, Seen: s.evidence(false, err.Error())}
 }
 

@@ -50,6 +50,8 @@ func TestCluster(t *testing.T) {
 			"policy":        testPolicy,
 			"operator":      testOperator,
 			"verify":        testVerify,
+			"emergency":     testEmergency,
+			"urgent-pairs":  testUrgentPairs,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

@@ -45,6 +45,7 @@ type Consumer struct {
 	Workloads      [][]Workload  `json:"workloads,omitempty"`
 	Mode           Mode          `json:"mode"`
 	Checks         []Check       `json:"checks,omitempty"`
+	Hooks          []Hook        `json:"hooks,omitempty"` // of emergencies
 	RolloutTimeout time.Duration `json:"rollout_timeout"`
 	Stabilization  time.Duration `json:"stabilization"`
 	MaxParallel    int           `json:"max_parallel,omitempty"` // 0: a whole wave
@@ -92,6 +93,17 @@ type Delivery struct {
 	Holds, Lacks []Value
 	// Undone, on the way back, is what was served between; Holds is what was before.
 	Undone []Value
+	// Emergency, when set, is what else is to be done: what was served before was
+	// compromised, is refused by now, and there is no way back.
+	Emergency *Emergency
+}
+
+// Emergency is what a delivery after a compromise does beyond what every one does.
+type Emergency struct {
+	// Whole: every workload of the namespace is restarted, whoever names it.
+	Whole bool
+	// Hooks are the names of those that are called; nil: all, and of an empty list none.
+	Hooks []string
 }
 
 // Value is what a role serves, or no longer does. It prints as its role alone.
@@ -134,6 +146,9 @@ type Progress struct {
 // called again at any time; none waits for what takes long.
 type Clusters interface {
 	Preflight(ctx context.Context, c *Consumer) Finding
+	// Radius changes nothing either. It says what an emergency would do, and in Notes
+	// what would stand against it.
+	Radius(ctx context.Context, c *Consumer, e Emergency) Finding
 	Sync(ctx context.Context, c *Consumer, d Delivery) Progress
 	Restart(ctx context.Context, c *Consumer, d Delivery) Progress
 	Check(ctx context.Context, c *Consumer, d Delivery) Progress

@@ -58,9 +58,47 @@ func explainStatus(s metav1.Status) (kind.Class, string) {
 	case s.Code == http.StatusNotFound:
 		return kind.Definite, "does not know what was asked for; check that External Secrets (external-secrets.io/v1) is installed, if the consumer names any"
 	case s.Code == http.StatusUnprocessableEntity, s.Code == http.StatusBadRequest, s.Code == http.StatusMethodNotAllowed:
-		return kind.Definite, fmt.Sprintf("refuses the change of %s with %d %s", what, s.Code, s.Reason)
+		return kind.Definite, fmt.Sprintf("refuses the change of %s with %d %s", what, s.Code, reasonOf(s))
 	}
-	return kind.Unavailable, fmt.Sprintf("answered about %s with %d %.40s", what, s.Code, s.Reason)
+	return kind.Unavailable, fmt.Sprintf("answered about %s with %d %s", what, s.Code, reasonOf(s))
+}
+
+var (
+	reasonRegexp = regexp.MustCompile(`^[A-Za-z]{1,40}$`)
+	kindRegexp   = regexp.MustCompile(`^[A-Za-z./-]{1,80}$`)
+)
+
+// reasonOf is one of Kubernetes' own words, or nothing: an API server that is none may
+// write there what it was sent.
+func reasonOf(s metav1.Status) string {
+	if reason := string(s.Reason); reasonRegexp.MatchString(reason) {
+		return reason
+	}
+	return "(a reason that is none)"
+}
+
+var wordRegexp = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,59}$`)
+
+// word is a reason of an object, where it is one word, as those of Kubernetes are.
+func word(text string) string {
+	if text == "" || wordRegexp.MatchString(text) {
+		return text
+	}
+	return "(a reason that is none)"
+}
+
+// named are the kind and the name of what an answer is about, where they are such.
+func named(s metav1.Status) (of, name string) {
+	if s.Details == nil {
+		return "", ""
+	}
+	if kindRegexp.MatchString(s.Details.Kind) {
+		of = s.Details.Kind
+	}
+	if nameRegexp.MatchString(s.Details.Name) {
+		name = s.Details.Name
+	}
+	return of, name
 }
 
 // refused reports whether a role, a policy or a webhook of the cluster said no.
@@ -70,10 +108,11 @@ func refused(err error) bool {
 }
 
 func described(s metav1.Status) string {
-	if s.Details == nil || s.Details.Kind == "" && s.Details.Name == "" {
+	of, name := named(s)
+	if of == "" && name == "" {
 		return "a request"
 	}
-	return strings.TrimSpace(fmt.Sprintf("%.60s %.253s", s.Details.Kind, s.Details.Name))
+	return strings.TrimSpace(of + " " + name)
 }
 
 func forbidden(s metav1.Status, what string) string {
@@ -82,9 +121,9 @@ func forbidden(s metav1.Status, what string) string {
 		if group == "" {
 			group = "core"
 		}
-		name := ""
-		if s.Details != nil && s.Details.Name != "" {
-			name = fmt.Sprintf(" %.253s", s.Details.Name)
+		_, name := named(s)
+		if name != "" {
+			name = " " + name
 		}
 		where, role := "in the cluster", "a ClusterRole that is bound to it"
 		if m[5] != "" {

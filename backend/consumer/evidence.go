@@ -2,6 +2,7 @@ package consumer
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +20,7 @@ type looked struct {
 	externals []*external
 	secrets   []*secret
 	checks    []seen.Check
+	hooks     []seen.Hook
 	// waves are the workloads of the consumer, problems what is wrong with them, and
 	// changed when their Secrets were.
 	waves    [][]ref
@@ -45,8 +47,9 @@ func (s *step) evidence(done bool, why string) *seen.Consumer {
 	}
 	out.Values, out.Changed = seenValues(s.looked.secrets, s.d), lastChange(s.looked.secrets)
 	s.addWorkloads(out)
-	out.Checks = s.looked.checks
+	out.Checks, out.Hooks = s.looked.checks, s.looked.hooks
 	out.Count()
+	out.Map(s.clean)
 	return out
 }
 
@@ -238,22 +241,25 @@ func containerWaits(p *corev1.Pod, now time.Time) string {
 	for _, all := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses} {
 		for _, c := range all {
 			if w := c.State.Waiting; w != nil {
-				return fmt.Sprintf("container %s waits: %.60s%s", c.Name, w.Reason, ending(c))
+				return fmt.Sprintf("container %s waits: %s%s", c.Name, word(w.Reason), ending(c))
 			}
 		}
 	}
 	return ""
 }
 
+// digestRegexp is how the digest of an image begins.
+var digestRegexp = regexp.MustCompile(`^sha256:[0-9a-f]{12}`)
+
 // imageOf is the beginning of the digest of an image, which tells images apart.
 func imageOf(id string) string {
 	if i := strings.LastIndex(id, "@"); i >= 0 {
 		id = id[i+1:]
 	}
-	if len(id) > len("sha256:")+12 {
-		id = id[:len("sha256:")+12]
+	if !digestRegexp.MatchString(id) {
+		return ""
 	}
-	return id
+	return id[:len("sha256:")+12]
 }
 
 // seenChecks are the checks of a consumer, none of which has been made.

@@ -121,7 +121,7 @@ func (e *external) failure() string {
 	if e.condition("Ready") != "False" {
 		return ""
 	}
-	return fmt.Sprintf("ExternalSecret %s cannot be synced (%.60s); look at its events (kubectl describe)", e.name(), condition(e.object, "Ready", "reason"))
+	return fmt.Sprintf("ExternalSecret %s cannot be synced (%s); look at its events (kubectl describe)", e.name(), word(condition(e.object, "Ready", "reason")))
 }
 
 // target is the Secret that is written; "" for none.

@@ -65,6 +65,7 @@ func (k *clusters) Look(ctx context.Context, c *Consumer, d Delivery) *seen.Cons
 		why = append(why[:maxReasons], fmt.Sprintf("and %d more", n-maxReasons))
 	}
 	l.out.Done, l.out.Error = len(why) == 0, strings.Join(why, "; ")
+	l.out.Map(s.clean)
 	return l.out
 }
 
@@ -277,7 +278,7 @@ func telling(pods []seen.Pod) (out *seen.Pod) {
 // marks reports whether a mark is one of the rotation that made what is served: of
 // its way forward, or of its way back.
 func (l *looking) marks(mark string) bool {
-	return l.d.ID != "" && (mark == l.d.ID+"-1" || mark == l.d.ID+"-2")
+	return l.d.ID != "" && (mark == l.d.ID+"-1" || mark == l.d.ID+"-2" || strings.HasPrefix(mark, l.d.ID+"-e"))
 }
 
 // remedy is what to do about pods that run with what is no longer served.

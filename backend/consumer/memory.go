@@ -48,6 +48,8 @@ type memory struct {
 	known map[ref]known
 	logs  map[string]bool // that were read, and held nothing forbidden
 	used  time.Time
+
+	urgent urgentMemory
 }
 
 func (m *memory) get(r ref) (known, bool) {

@@ -53,12 +53,37 @@ func testPolicy(t *testing.T, w *world) {
 	w.until(t, w.k.Sync, consumer, d)
 	w.until(t, w.k.Restart, consumer, d)
 	w.until(t, w.k.Check, consumer, d)
+	w.flags(t, c, consumer)
 
 	_, err = c.core.Secrets(w.ns).List(w.ctx, metav1.ListOptions{})
 	require.True(t, apierrors.IsForbidden(err), "%v", err)
 	require.True(t, apierrors.IsForbidden(c.apps.Deployments(w.ns).Delete(w.ctx, "web", metav1.DeleteOptions{})))
 	_, err = c.apps.Deployments("default").Get(w.ctx, "web", metav1.GetOptions{})
 	require.True(t, apierrors.IsForbidden(err), "%v", err)
+}
+
+// flags has an emergency flag pods, and tries what else could be done to them.
+func (w *world) flags(t *testing.T, c *cluster, consumer *Consumer) {
+	t.Helper()
+	d := delivery("r2-e1001", "second-value")
+	d.Emergency = &Emergency{Whole: true}
+	w.until(t, w.k.Restart, consumer, d)
+	w.until(t, w.k.Check, consumer, d)
+	pods, err := c.core.Pods(w.ns).List(w.ctx, metav1.ListOptions{})
+	require.NoError(t, err)
+	require.Len(t, living(pods.Items), 3)
+	for _, p := range living(pods.Items) {
+		require.Equal(t, "r2", p.Annotations[SecurityAlert], p.Name)
+	}
+	name := living(pods.Items)[0].Name
+	for _, text := range []string{
+		`{"metadata":{"annotations":{"more":"x"}}}`, `{"metadata":{"labels":{"more":"x"}}}`, `{"metadata":{"finalizers":["attacker/stays"]}}`,
+		`{"metadata":{"ownerReferences":null}}`, `{"spec":{"activeDeadlineSeconds":1}}`,
+	} {
+		_, err := c.core.Pods(w.ns).Patch(w.ctx, name, types.MergePatchType, []byte(text), metav1.PatchOptions{})
+		require.ErrorContains(t, err, "harmonyflow-pods", text)
+	}
+	require.True(t, apierrors.IsForbidden(c.core.Pods(w.ns).Delete(w.ctx, name, metav1.DeleteOptions{})))
 }
 
 // denied tries each change that a stolen token would be used for.

@@ -24,7 +24,7 @@ func (k *clusters) Preflight(ctx context.Context, c *Consumer) Finding {
 	f := Finding{}
 	missing, err := s.missing(ctx, s.rights())
 	if err != nil {
-		return finding(f, s.explain(err))
+		return s.found(finding(f, s.explain(err)))
 	}
 	s.lacking(&f, missing)
 	for _, look := range []func(context.Context, *Finding) error{s.lintExternals, s.lintSecrets, s.lintWorkloads, s.lintOperator, s.planChecks} {
@@ -35,7 +35,7 @@ func (k *clusters) Preflight(ctx context.Context, c *Consumer) Finding {
 	if s.lacks {
 		f.Err = nil // what is not permitted cannot be looked at either
 	}
-	return f
+	return s.found(f)
 }
 
 // lacking adds a problem for each right that is missing.
@@ -88,7 +88,7 @@ func (s *step) lintExternals(ctx context.Context, f *Finding) error {
 			f.problem("ExternalSecret %s %s", e.name(), why)
 		}
 		if e.condition("Ready") == "False" {
-			f.note("ExternalSecret %s is not ready now (%.60s)", e.name(), condition(e.object, "Ready", "reason"))
+			f.note("ExternalSecret %s is not ready now (%s)", e.name(), word(condition(e.object, "Ready", "reason")))
 		}
 		switch {
 		case e.parent == nil:
@@ -188,6 +188,9 @@ func (s *step) lintWorkloads(ctx context.Context, f *Finding) error {
 		names := make([]string, len(wave))
 		for j, r := range wave {
 			w := s.view.get(r)
+			if w == nil {
+				return s.strange(r)
+			}
 			names[j] = w.String()
 			s.lintWorkload(w, f)
 			if err := tried[r]; err != nil {
@@ -217,6 +220,9 @@ func (s *step) tryRestarts(ctx context.Context, all []ref) (map[ref]error, error
 	g.SetLimit(reviewsAtOnce)
 	for _, r := range all[:min(len(all), mostTried)] {
 		w := s.view.get(r)
+		if w == nil {
+			return nil, s.strange(r)
+		}
 		if unfit(w) != "" || restarter(w) != "" {
 			continue // it is a problem already
 		}

@@ -94,6 +94,13 @@ func (s *step) waves(ctx context.Context) ([][]ref, error) {
 			}
 		}
 	}
+	if s.d.whole() {
+		rest, err := s.everyWorkload(ctx, seen)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, rest)
+	}
 	s.view.many = len(seen) > few
 	s.looked.waves = out
 	return out, nil
@@ -178,6 +185,9 @@ func (s *step) read(ctx context.Context, refs []ref) error {
 	for _, r := range single {
 		g.Go(func() error {
 			one, err := s.workloads(ctx, Workload{Kind: r.kind, Name: r.name})
+			if err != nil && s.tolerates(ctx, r, err, false) {
+				return nil
+			}
 			for _, w := range one {
 				s.seen(w)
 			}

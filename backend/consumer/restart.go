@@ -3,6 +3,7 @@ package consumer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,7 +16,7 @@ import (
 // nothing more after the first that is bad. A wave of one workload is a canary. In
 // mode observe nothing is changed, and pods from after the change are waited for.
 func (k *clusters) Restart(ctx context.Context, c *Consumer, d Delivery) Progress {
-	if c.Mode == None || len(c.Workloads) == 0 {
+	if !d.whole() && (c.Mode == None || len(c.Workloads) == 0) {
 		return Progress{Done: true, Told: []string{"nothing is restarted"}}
 	}
 	s, err := k.step(ctx, c, d)
@@ -33,6 +34,10 @@ func (k *clusters) Restart(ctx context.Context, c *Consumer, d Delivery) Progres
 	if err != nil {
 		return s.failed(err)
 	}
+	if d.urgent() {
+		s.lateHooks(ctx)
+		waves = [][]ref{slices.Concat(waves...)}
+	}
 	for i, wave := range waves {
 		left, err := s.restartWave(ctx, wave, changed)
 		if err != nil {
@@ -41,6 +46,12 @@ func (k *clusters) Restart(ctx context.Context, c *Consumer, d Delivery) Progres
 		if left != "" {
 			return s.waits("wave %d of %d: %s", i+1, len(waves), left)
 		}
+	}
+	switch why := s.spoiled(); {
+	case why != "" && s.bad.mends:
+		return s.waits("%s", why)
+	case why != "": // whoever waits for it waits in vain
+		return s.failed(kind.Definitely("%s", why))
 	}
 	return s.done()
 }
@@ -57,7 +68,7 @@ func (s *step) restartWave(ctx context.Context, wave []ref, changed time.Time) (
 	begun := 0
 	for len(still) > 0 && begun < restartsPerLook {
 		n := min(len(still), restartsPerLook-begun)
-		if most := s.c.MaxParallel; most > 0 {
+		if most := s.c.MaxParallel; most > 0 && !s.d.urgent() {
 			n = min(n, most-running)
 		}
 		if n <= 0 {
@@ -90,11 +101,12 @@ func (s *step) restartSome(ctx context.Context, some []ref, changed time.Time) (
 	for _, r := range some {
 		w := s.view.get(r)
 		if w == nil {
-			waits, running = r.in(s.c.Namespace)+" has still to be read", running+1
+			waits, running = s.unread(r, waits), running+1
 			continue
 		}
 		left, begun, err := s.judge(ctx, r, w, changed)
 		switch {
+		case err != nil && s.tolerates(ctx, r, err, true):
 		case err != nil:
 			return "", 0, err
 		case !begun:
@@ -108,6 +120,9 @@ func (s *step) restartSome(ctx context.Context, some []ref, changed time.Time) (
 	defer func() { s.tellAll(names, func(int) string { return "restarted" }) }()
 	for _, w := range todo {
 		if err := s.restart(ctx, w); err != nil {
+			if s.tolerates(ctx, ref{w.kind, w.name}, err, false) {
+				continue
+			}
 			return "", 0, err
 		}
 		names = append(names, w.String())
@@ -124,6 +139,7 @@ func (s *step) lookAt(ctx context.Context, wave []ref, changed time.Time) (waits
 	for _, r := range wave {
 		left, is, err := s.guess(ctx, r, changed)
 		switch {
+		case err != nil && s.tolerates(ctx, r, err, true):
 		case err != nil:
 			return "", 0, nil, err
 		case is == isWaiting:
@@ -140,11 +156,12 @@ func (s *step) lookAt(ctx context.Context, wave []ref, changed time.Time) (waits
 	for _, r := range unsure {
 		w := s.view.get(r)
 		if w == nil {
-			waits, running = r.in(s.c.Namespace)+" has still to be read", running+1
+			waits, running = s.unread(r, waits), running+1
 			continue
 		}
 		left, begun, err := s.judge(ctx, r, w, changed)
 		switch {
+		case err != nil && s.tolerates(ctx, r, err, true):
 		case err != nil:
 			return "", 0, nil, err
 		case !begun:
@@ -160,6 +177,14 @@ func (s *step) lookAt(ctx context.Context, wave []ref, changed time.Time) (waits
 		}
 	}
 	return waits, running, still, nil
+}
+
+// unread says that a workload has still to be read, unless it cannot be.
+func (s *step) unread(r ref, waits string) string {
+	if s.bad.of[r] != "" {
+		return waits
+	}
+	return r.in(s.c.Namespace) + " has still to be read"
 }
 
 // judge says of a workload that was read what it waits for, and whether it has been
@@ -253,6 +278,7 @@ func (s *step) restart(ctx context.Context, w *workload) error {
 	}
 	r := ref{w.kind, w.name}
 	s.memory.put(r, known{w: now, at: s.now, looked: true})
+	s.memory.restarted(r)
 	return nil
 }
 

@@ -85,6 +85,9 @@ func (s *step) look(w *workload, pods []corev1.Pod, changed time.Time) (string, 
 		// rollout find the pod that was there before.
 		return prove(w, pods, proof{since: changed.Truncate(time.Second), now: s.now})
 	}
+	if why := unfit(w); s.d.urgent() && why != "" && w.mark() != s.d.ID {
+		return "", kind.Definitely("%s %s", w, why)
+	}
 	if w.mark() == s.d.ID {
 		return prove(w, pods, proof{mark: s.d.ID, now: s.now})
 	}
@@ -103,10 +106,13 @@ func (s *step) lookAtOther(w *workload, pods []corev1.Pod, changed time.Time) (l
 		return "", false, nil
 	}
 	left, err = prove(w, pods, proof{since: surely(changed), now: s.now})
+	if err != nil && s.d.urgent() && s.memory.wasRestarted(ref{w.kind, w.name}) { // once is enough: the other one may say so as well
+		return "", true, err
+	}
 	if err != nil { // it has failed, and is over: on the way back the next restart is what mends it
 		return "", false, nil //nolint:nilerr // whoever made it has been told
 	}
-	underWay := w.left != "" && !sameRotation(w.mark(), s.d.ID) // what this one takes back may never end
+	underWay := w.left != "" && awaits(s.d.ID, w.mark())
 	return left, left == "" || underWay, nil
 }
 

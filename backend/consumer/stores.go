@@ -2,7 +2,6 @@ package consumer
 
 import (
 	"context"
-	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -46,7 +45,7 @@ func (s *step) lintStores(ctx context.Context, externals []*external, f *Finding
 
 func because(o *unstructured.Unstructured) string {
 	if reason := condition(o, "Ready", "reason"); reason != "" {
-		return fmt.Sprintf(" (%.60s)", reason)
+		return " (" + word(reason) + ")"
 	}
 	return ""
 }

@@ -115,6 +115,11 @@ func (c *Consumer) CheckTemplates(ctx context.Context, find Sources) error {
 			return fmt.Errorf("check %d of checks: %w", i+1, err)
 		}
 	}
+	for i := range c.Hooks {
+		if _, err := c.Hooks[i].request().permitted(ctx, c.Name, find); err != nil {
+			return fmt.Errorf("hook %q: %w", c.Hooks[i].Name, err)
+		}
+	}
 	return nil
 }
 

@@ -56,6 +56,9 @@ func (c *Consumer) Validate() error {
 			return fmt.Errorf("check %d of checks: %w", i+1, err)
 		}
 	}
+	if err := c.validateHooks(); err != nil {
+		return err
+	}
 	return nil
 }
 

@@ -179,6 +179,11 @@ func unknownKind(of string) error {
 	return kind.Definitely("a workload of kind %.40q cannot be restarted; allowed are %s, %s and %s", of, deployment, statefulSet, daemonSet)
 }
 
+// strange: the API server answered, but not about what it was asked.
+func (s *step) strange(r ref) error {
+	return unsure("the cluster of connection %q answers about something else than %s %s; check that host leads to an API server", s.cluster.name, r.kind, r.name)
+}
+
 // workloadsPerPage bounds one answer of the API server.
 const workloadsPerPage = 500
 

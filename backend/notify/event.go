@@ -23,12 +23,13 @@ const (
 	Completed  Kind = "completed"   // all of it
 	RolledBack Kind = "rolled_back" // it ended, and roles of it serve what they served before
 	Overdue    Kind = "overdue"     // roles that should have rotated over an hour ago
+	Emergency  Kind = "emergency"   // one has begun: every earlier version of its roles is about to be refused
 	Drift      Kind = "drift"       // roles whose target differs from what is stored
 	Test       Kind = "test"        // somebody asked for it
 )
 
 // Kinds are those that can be chosen.
-var Kinds = []Kind{Started, Promoted, Failing, Holding, Completed, RolledBack, Overdue, Drift}
+var Kinds = []Kind{Started, Promoted, Failing, Holding, Completed, RolledBack, Emergency, Overdue, Drift}
 
 // maxNamed is how many roles an event names.
 const maxNamed = 20
@@ -71,10 +72,13 @@ func idOf(parts ...string) string {
 // eventsOf are the events that are true of a rotation, as it is stored.
 func eventsOf(h *rotation.Header, parts []rotation.Part) []Event {
 	out := []Event{event(h, parts, Started, nil)}
+	if h.Trigger == rotation.Urgent {
+		out = append(out, event(h, parts, Emergency, nil))
+	}
 	promoted, open := 0, 0
 	for _, p := range parts {
 		switch {
-		case p.Served(), p.State == rotation.Completed:
+		case p.Served(), p.State == rotation.Completed, p.State == rotation.Partial, !p.Refused.IsZero():
 			promoted++
 		case !p.State.Ended() && !turned(p):
 			open++
@@ -84,7 +88,9 @@ func eventsOf(h *rotation.Header, parts []rotation.Part) []Event {
 		out = append(out, event(h, parts, Promoted, nil))
 	}
 	for kind, is := range map[Kind]func(rotation.Part) bool{
-		Failing: func(p rotation.Part) bool { return turned(p) || p.State == rotation.Failed },
+		Failing: func(p rotation.Part) bool {
+			return turned(p) || p.State == rotation.Failed || p.State == rotation.Partial
+		},
 		Holding: func(p rotation.Part) bool { return p.State == rotation.Held },
 	} {
 		if slices.ContainsFunc(parts, is) {
@@ -140,7 +146,8 @@ func (e Event) sentence() string {
 	what := map[Kind]string{
 		Started: "rotation started", Promoted: "the new version is served", Failing: "rotation failed", Holding: "a consumer failed; resume or cancel the rotation",
 		Completed: "rotation completed", RolledBack: "rolled back; what was served before is served", Overdue: "should have rotated over an hour ago",
-		Drift: "the target differs from what is stored", Test: "a test of this notification",
+		Emergency: "an emergency rotation has begun; earlier versions are refused as soon as the new one is served",
+		Drift:     "the target differs from what is stored", Test: "a test of this notification",
 	}[e.Kind]
 	var names []string
 	for _, r := range e.Roles {

@@ -9,6 +9,8 @@ import (
 	"net"
 	"strings"
 	"syscall"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 )
 
 // forbidden is why nothing is sent to an address.
@@ -28,6 +30,8 @@ func Silence(err error) (text string, reached bool) {
 	switch {
 	case errors.As(err, &own):
 		return "is not asked: " + own.Error(), false
+	case errors.Is(err, bounded.ErrTooMuch):
+		return "answered with more than is read of any answer", true
 	case errors.As(err, &untrusted):
 		return "has a certificate that is not trusted, or not for this host", true
 	case errors.As(err, &dns):

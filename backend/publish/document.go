@@ -132,6 +132,14 @@ const listed = 10
 // Oldest is the first version that is listed.
 func (doc *Document) Oldest() int { return doc.Version - len(doc.Times) + 1 }
 
+// Updated is when the current version was written; zero where that is not known.
+func (doc *Document) Updated() time.Time {
+	if len(doc.Times) == 0 {
+		return time.Time{}
+	}
+	return doc.Times[len(doc.Times)-1]
+}
+
 // At returns the body of a version (0: the current one), nil for one that can
 // no longer be read, and when it was written. ok is false for a version that
 // never was or is not listed any more.

@@ -24,11 +24,12 @@ import (
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/vault"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 )
 
 func TestMain(m *testing.M) {
 	// Started by the import of a library of the SDK, and never ended.
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
+	leaks.Main(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
 }
 
 var place = Place{Connection: "other", Mount: "secret", Path: "app/db"}

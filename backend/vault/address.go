@@ -7,12 +7,12 @@ import (
 	"net/url"
 	"path"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"unicode"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/outbound"
 )
 
 var (
@@ -73,7 +73,7 @@ func parseAddress(address string, t connection.TLS) (*url.URL, error) {
 	case u.Scheme != "https" && u.Scheme != "http":
 		return nil, fmt.Errorf("address begins with %.20q; allowed are https:// and, to this machine, http://", u.Scheme+"://")
 	case strings.Trim(u.Path, "/") != "":
-		return nil, fmt.Errorf("address has the path %.80q; give scheme, host and port alone", u.Path)
+		return nil, fmt.Errorf("address has a path; give scheme, host and port alone") // which may be a part of a password
 	case u.Scheme == "http" && !isLoopback(u.Hostname()) && !t.SkipVerify:
 		return nil, fmt.Errorf("address is an http:// URL, and credentials would cross the network readable; use https://, or write tls_skip_verify=true where something else encrypts (a service mesh)")
 	}
@@ -90,17 +90,8 @@ func isLoopback(host string) bool {
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
-// metadataServices answer whoever asks from a machine of their cloud with that
-// machine's credentials. Most are link-local; these are not.
-var metadataServices = []netip.Addr{
-	netip.MustParseAddr("fd00:ec2::254"),
-	netip.MustParseAddr("100.100.100.200"),
-	netip.MustParseAddr("192.0.0.192"),
-}
-
 func checkIP(ip netip.Addr) error {
-	ip = ip.Unmap().WithZone("")
-	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() || slices.Contains(metadataServices, ip) {
+	if outbound.Forbidden(ip) {
 		return fmt.Errorf("%s is link-local, a metadata service or no address of a server, and no Vault is asked there; give another address", ip)
 	}
 	return nil

@@ -41,8 +41,11 @@ type Clients struct {
 	sessions map[string]*session
 	work     sync.WaitGroup
 	renewing bool
-	said     map[string]string // the last warning about a connection
-	refused  map[attempt]refusedLogin
+	// calm: when connections had changed calmAt times there was no token to renew.
+	calm    bool
+	calmAt  uint64
+	said    map[string]string // the last warning about a connection
+	refused map[attempt]refusedLogin
 }
 
 var errClosed = errors.New("closed")
@@ -156,10 +159,14 @@ const renewParallel = 8
 // Renew looks after tokens that were given to connections, which end when
 // nobody renews them, whether they are used or not. It returns at once; what it
 // starts belongs to c, and there is one at a time.
-func (c *Clients) Renew(all func(context.Context) ([]*connection.Entry, error)) {
+//
+// Where all showed that there is no such token it is not asked again before changes
+// tells another number; with false, what it tells is not relied on.
+func (c *Clients) Renew(all func(context.Context) ([]*connection.Entry, error), changes func() (uint64, bool)) {
+	at, sure := changes() // before anything is read
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || c.renewing {
+	if c.closed || c.renewing || c.calm && sure && c.calmAt == at {
 		return
 	}
 	c.renewing = true
@@ -172,22 +179,28 @@ func (c *Clients) Renew(all func(context.Context) ([]*connection.Entry, error)) 
 			c.renewing = false
 			c.mu.Unlock()
 		}()
-		c.renewAll(c.stop, all)
+		calm := c.renewAll(c.stop, all)
+		c.mu.Lock()
+		c.calm, c.calmAt = calm, at
+		c.mu.Unlock()
 	})
 }
 
-func (c *Clients) renewAll(ctx context.Context, all func(context.Context) ([]*connection.Entry, error)) {
+// renewAll reports whether there was nothing to renew, and nothing that will have to be.
+func (c *Clients) renewAll(ctx context.Context, all func(context.Context) ([]*connection.Entry, error)) (calm bool) {
 	entries, err := all(ctx)
 	if err != nil {
-		return // the next tick reads them again
+		return false // the next tick reads them again
 	}
 	c.forgetAllBut(entries)
 	g := errgroup.Group{}
 	g.SetLimit(renewParallel)
+	calm = true
 	for _, e := range entries {
 		if e.Type != connection.TypeVault || e.Vault == nil || e.Vault.Auth != connection.AuthToken {
 			continue
 		}
+		calm = false
 		g.Go(func() error {
 			ctx, cancel := context.WithTimeout(ctx, kind.CallTimeout)
 			defer cancel()
@@ -202,6 +215,7 @@ func (c *Clients) renewAll(ctx context.Context, all func(context.Context) ([]*co
 		})
 	}
 	_ = g.Wait()
+	return calm
 }
 
 // warn logs what is wrong with a connection once, and not each minute.

@@ -24,12 +24,13 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
 func TestMain(m *testing.M) {
 	// Started by the import of a library of the SDK, and never ended.
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
+	leaks.Main(m, goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
 }
 
 const patience = 20 * time.Second
@@ -167,7 +168,7 @@ func TestRealVault(t *testing.T) {
 			return !r.renewing
 		}
 		tick := func() {
-			r.Renew(r.all)
+			r.Renew(r.all, func() (uint64, bool) { return 0, true })
 			require.Eventually(t, idle, patience, time.Millisecond)
 		}
 		tick()
