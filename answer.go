@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -62,6 +63,8 @@ func (b *backend) answerOne(
 	switch p := parts[i]; {
 	case !failed(p, wanted):
 		return answer(req, h, parts[i:i+1]), nil
+	case h.Restores && p.State == rotation.Failed:
+		return nil, conflict("role %q was not restored: %s", role, p.Error)
 	case h.Trigger == rotation.Create && p.State == rotation.Failed:
 		return nil, conflict("role %q was not created: %s", role, p.Error)
 	default:
@@ -103,10 +106,12 @@ func (b *backend) answerMany(ctx context.Context, req *logical.Request, id strin
 	resp := answer(req, h, parts)
 	failures := 0
 	for _, p := range parts {
-		if !failed(p, wanted) {
-			continue
-		}
-		if failures++; failures <= maxLines {
+		switch {
+		case failed(p, wanted):
+			if failures++; failures <= maxLines {
+				resp.AddWarning(p.Line())
+			}
+		case p.State == rotation.Partial && len(resp.Warnings) < maxLines:
 			resp.AddWarning(p.Line())
 		}
 	}
@@ -155,7 +160,31 @@ func answer(req *logical.Request, h *rotation.Header, parts []rotation.Part) *lo
 	if len(h.Running) > 0 {
 		data["already_running"] = h.Running
 	}
+	if h.Trigger == rotation.Urgent {
+		describeEmergency(h, parts, data)
+	}
 	return &logical.Response{Data: data}
+}
+
+// describeEmergency adds what people ask about one: since when nothing earlier is
+// accepted, and what was set aside for it.
+func describeEmergency(h *rotation.Header, parts []rotation.Part, data map[string]any) {
+	data["overrides"] = orEmpty(h.Overrides)
+	var last time.Time
+	refused := 0
+	for _, p := range parts {
+		if !p.Refused.IsZero() {
+			refused++
+		}
+		if p.Refused.After(last) {
+			last = p.Refused
+		}
+	}
+	line := fmt.Sprintf("%d of %s", refused, count(len(parts), "secret"))
+	if refused > 0 {
+		line += fmt.Sprintf(", the last %s after it began", last.Sub(h.Started).Round(time.Millisecond))
+	}
+	data["earlier_versions_refused"] = line
 }
 
 func partMap(p rotation.Part) map[string]any {
@@ -163,6 +192,7 @@ func partMap(p rotation.Part) map[string]any {
 		"kind": p.Kind, "version": int64(p.Version), "state": string(p.State), "phase": string(p.Phase), "error": p.Error,
 	}
 	setKnown(data, "previous_sessions", p.Clients)
+	setKnown(data, "earlier_refused_at", formatTime(p.Refused))
 	return data
 }
 

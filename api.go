@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 )
@@ -55,7 +56,7 @@ func (o operation) handler(known map[string]*framework.FieldSchema) framework.Op
 	if o.none {
 		responses[http.StatusNoContent] = []framework.Response{{Description: "No Content"}}
 	} else {
-		responses[http.StatusOK] = []framework.Response{{Description: "OK", Fields: o.fields}}
+		responses[http.StatusOK] = []framework.Response{{Description: "OK", Fields: answered200(o.fields)}}
 	}
 	for _, code := range append([]int{http.StatusBadRequest}, o.errors...) {
 		responses[code] = []framework.Response{{Description: http.StatusText(code)}}
@@ -68,6 +69,20 @@ func (o operation) handler(known map[string]*framework.FieldSchema) framework.Op
 		ForwardPerformanceSecondary: o.mutating || o.active,
 		DisplayAttrs:                &framework.DisplayAttributes{OperationVerb: o.verb, OperationSuffix: o.suffix},
 	}
+}
+
+// answered200 declares what is answered: durations read back as a number of seconds, and
+// the type of a duration that is written would be a string in the OpenAPI document.
+func answered200(fields map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
+	out := maps.Clone(fields)
+	for name, f := range out {
+		if f.Type == framework.TypeDurationSecond {
+			seconds := *f
+			seconds.Type, seconds.Default = framework.TypeInt64, nil
+			out[name] = &seconds
+		}
+	}
+	return out
 }
 
 // steer declares a path that acts on one role by kind and name.
@@ -150,9 +165,73 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (resp
 		}
 		return answered(refuse("%v", err))
 	}
+	if err := b.mayChange(req.Operation); err != nil {
+		return answered(nil, err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, b.answerWithin)
 	defer cancel()
-	return b.Backend.HandleRequest(ctx, req)
+	resp, err = b.Backend.HandleRequest(ctx, req)
+	resp, err = onLines(req, resp, err)
+	if req.Operation == logical.HelpOperation {
+		inlineSchemas(resp)
+	}
+	return resp, err
+}
+
+// told are the paths whose answers repeat what targets and clusters say. What the others
+// show was written by whoever may, in as many lines as he likes.
+var told = []string{
+	"rotate/", "rotate-root/", "rollback/", "retire/", "verify/", "reconcile/", "ack/", "emergency/", "rotations", "cancel/", "resume/", "status", "deleted/", "restore/",
+}
+
+// onLines takes out of an answer what the terminal of its reader would act on.
+func onLines(req *logical.Request, resp *logical.Response, err error) (*logical.Response, error) {
+	var coded logical.HTTPCodedError
+	if errors.As(err, &coded) {
+		if text := bounded.Line(coded.Error()); text != coded.Error() {
+			err = logical.CodedError(coded.Code(), text)
+		}
+	}
+	if resp == nil {
+		return resp, err
+	}
+	for i := range resp.Warnings {
+		resp.Warnings[i] = bounded.Line(resp.Warnings[i])
+	}
+	if resp.IsError() || slices.ContainsFunc(told, func(p string) bool { return strings.HasPrefix(req.Path, p) }) {
+		for key, value := range resp.Data {
+			resp.Data[key] = onLine(value)
+		}
+	}
+	return resp, err
+}
+
+func onLine(value any) any {
+	switch v := value.(type) {
+	case string:
+		return bounded.Line(v)
+	case []string:
+		for i := range v {
+			v[i] = bounded.Line(v[i])
+		}
+	case []any:
+		for i := range v {
+			v[i] = onLine(v[i])
+		}
+	case map[string]any:
+		for key, inner := range v {
+			v[key] = onLine(inner)
+		}
+	case map[string]string:
+		for key, inner := range v {
+			v[key] = bounded.Line(inner)
+		}
+	case []map[string]any:
+		for i := range v {
+			onLine(v[i])
+		}
+	}
+	return value
 }
 
 // HandleExistenceCheck says whether a write creates or updates. That depends on
@@ -354,6 +433,19 @@ var (
 		"key_info": {Type: framework.TypeMap, Description: "What there is to know about each, by name."},
 	}
 )
+
+// limitField is how much of a list that has pages is asked for.
+var limitField = &framework.FieldSchema{
+	Type: framework.TypeInt64, Query: true, Default: int64(100), Description: "At most so many; 1 to 1000. Default 100.",
+}
+
+func pageLimit(d *framework.FieldData) (int, error) {
+	limit := d.Get("limit").(int64)
+	if limit < 1 || limit > 1000 {
+		return 0, badRequest("limit is %d; it may be 1 to 1000", limit)
+	}
+	return int(limit), nil
+}
 
 // stringField, and the like, are for declaring what answers hold.
 func stringField(description string) *framework.FieldSchema {

@@ -58,6 +58,9 @@ type backend struct {
 	glimpses glimpses
 	keySets  keySets
 
+	// format is what is known of the format of what is stored.
+	format formatCheck
+
 	// answerWithin is the constant of that name, but in tests.
 	answerWithin time.Duration
 }
@@ -119,12 +122,15 @@ func newBackend(conf *logical.BackendConfig) *backend {
 			b.pathRotateRoot(),
 			b.pathConsumers(),
 			b.pathRoles(),
+			b.pathDeleted(),
+			b.pathRestore(),
 			b.pathCreds(),
 			b.pathDocuments(),
 			b.pathData(),
 			b.pathMetadata(),
 			b.pathJWKS(),
 			b.pathRotate(),
+			b.pathEmergency(),
 			b.pathRotations(),
 			b.pathRollback(),
 			b.pathResume(),
@@ -147,26 +153,32 @@ func newBackend(conf *logical.BackendConfig) *backend {
 
 // initialize runs after unseal and after the plugin was restarted. What was
 // interrupted is found in the background.
-func (b *backend) initialize(context.Context, *logical.InitializationRequest) error {
+func (b *backend) initialize(ctx context.Context, _ *logical.InitializationRequest) error {
+	b.revive(ctx)
+	return nil
+}
+
+// revive starts what works by itself, where what is stored is understood.
+func (b *backend) revive(ctx context.Context) {
+	if !b.understood(ctx) {
+		return
+	}
 	b.engine.Tick()    //nolint:contextcheck // what it starts outlives the call
 	b.notifier.Start() //nolint:contextcheck // as above
 	b.renewTokens()
-	return nil
 }
 
 // periodic runs about once a minute, and is what revives the engine after its
 // process was killed.
-func (b *backend) periodic(context.Context, *logical.Request) error {
-	b.engine.Tick()    //nolint:contextcheck // what it starts outlives the call
-	b.notifier.Start() //nolint:contextcheck // as above
-	b.renewTokens()
+func (b *backend) periodic(ctx context.Context, _ *logical.Request) error {
+	b.revive(ctx)
 	return nil
 }
 
 // renewTokens keeps the tokens of connections alive, on the node that uses them.
 func (b *backend) renewTokens() {
 	if b.active() {
-		b.vaults.Renew(b.connections.All)
+		b.vaults.Renew(b.connections.All, b.connections.Changes)
 	}
 }
 
@@ -204,7 +216,7 @@ func (b *backend) active() bool {
 	if state.HasState(consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary) {
 		return false
 	}
-	return sys.LocalMount() || !state.HasState(consts.ReplicationPerformanceSecondary)
+	return !state.HasState(consts.ReplicationPerformanceSecondary) || sys.LocalMount()
 }
 
 // source is randomness, and Vault's password policies.

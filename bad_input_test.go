@@ -222,7 +222,7 @@ func TestBadInput(t *testing.T) {
 		"empty password":                 {path: "connections/new", data: map[string]any{"type": "redis", "addresses": server.Addr, "password": ""}, says: "password is empty"},
 		"no addresses":                   {path: "connections/new", data: map[string]any{"type": "redis", "password": "connection-password"}, says: "addresses is empty"},
 		"address without port":           {path: "connections/new", data: map[string]any{"type": "redis", "addresses": "localhost", "password": "connection-password"}, says: "host:port"},
-		"address with credentials":       {path: "connections/new", data: map[string]any{"type": "redis", "addresses": "redis://u:p@h:1", "password": "connection-password"}, says: "addresses"},
+		"address with credentials":       {path: "connections/new", data: map[string]any{"type": "redis", "addresses": "redis://u:in-an-address@h:1", "password": "connection-password"}, says: "addresses holds one with"},
 		"unknown topology":               {path: "connections/cache", data: map[string]any{"topology": "ring"}, says: "topology"},
 		"unknown persistence":            {path: "connections/cache", data: map[string]any{"persistence": "hope"}, says: "persistence"},
 		"bad glob":                       {path: "connections/cache", data: map[string]any{"allowed_roles": "[a"}, says: "allowed_roles"},
@@ -255,8 +255,8 @@ func TestBadInput(t *testing.T) {
 		"deleting a used connection":     {op: logical.DeleteOperation, path: "connections/cache", code: 409, says: "delete the roles that use it first"},
 		"address_map that is none":       {path: "connections/cache", data: map[string]any{"address_map": "nonsense", "password": servers.RedisAdminPassword}, says: "address_map"},
 	}
-	for _, secret := range []string{"in-a-list-password", "in-a-map-password", "listed-password-1", "listed-password-2", "mapped-password"} {
-		m.storage.note(map[string]any{"password": secret})
+	for _, secret := range []string{"in-a-list-password", "in-a-map-password", "listed-password-1", "listed-password-2", "mapped-password", "in-an-address"} {
+		m.storage.note(map[string]bool{"password": true}, map[string]any{"password": secret})
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) { m.refuses(t, server, c) })

@@ -130,7 +130,7 @@ func (b *backend) typeGiven(before *connection.Entry, d *framework.FieldData) (*
 	}
 	t, err := b.connectionType(given.(string))
 	if err == nil && before != nil && before.Type != t.name {
-		err = fmt.Errorf("type is %q, and the connection is one of type %s; write a new connection", t.name, before.Type)
+		err = fmt.Errorf("type is %.64q, and the connection is one of type %s; write a new connection", t.name, before.Type)
 	}
 	return t, err
 }

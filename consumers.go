@@ -36,6 +36,28 @@ func (d deliverer) Survey(ctx context.Context, name, role string) rotation.Surve
 	return rotation.Survey{Err: f.Err, Problems: f.Problems, Notes: f.Notes, Plan: f.Plan}
 }
 
+func (d deliverer) Radius(ctx context.Context, name string, what rotation.Emergency) rotation.Survey {
+	c, err := d.consumers.Must(ctx, name)
+	if err != nil {
+		return rotation.Survey{Err: err}
+	}
+	f := d.clusters.Radius(ctx, c, *emergencyAt(c, &what))
+	return rotation.Survey{Err: f.Err, Notes: f.Notes, Plan: f.Plan}
+}
+
+// emergencyAt is what an emergency does at one consumer; nil where there is none.
+func emergencyAt(c *consumer.Consumer, what *rotation.Emergency) *consumer.Emergency {
+	switch {
+	case what == nil:
+		return nil
+	case what.NoHooks:
+		return &consumer.Emergency{Whole: slices.Contains(what.Namespaces, c.Namespace), Hooks: []string{}}
+	case len(what.Hooks) == 0:
+		return &consumer.Emergency{Whole: slices.Contains(what.Namespaces, c.Namespace)}
+	}
+	return &consumer.Emergency{Whole: slices.Contains(what.Namespaces, c.Namespace), Hooks: what.Hooks}
+}
+
 func (d deliverer) Deliver(ctx context.Context, step rotation.Phase, what rotation.Delivery) rotation.Progress {
 	c, err := d.consumers.Must(ctx, what.Consumer)
 	if err != nil {
@@ -44,7 +66,10 @@ func (d deliverer) Deliver(ctx context.Context, step rotation.Phase, what rotati
 	call := map[rotation.Phase]func(context.Context, *consumer.Consumer, consumer.Delivery) consumer.Progress{
 		rotation.Sync: d.clusters.Sync, rotation.Restart: d.clusters.Restart, rotation.Check: d.clusters.Check,
 	}[step]
-	p := call(ctx, c, consumer.Delivery{ID: what.ID, Since: what.Since, Holds: values(what.Holds), Lacks: values(what.Lacks), Undone: values(what.Undone)})
+	p := call(ctx, c, consumer.Delivery{
+		ID: what.ID, Since: what.Since, Holds: values(what.Holds), Lacks: values(what.Lacks), Undone: values(what.Undone),
+		Emergency: emergencyAt(c, what.Emergency),
+	})
 	return rotation.Progress{Done: p.Done, Err: p.Err, Waits: p.Waits, Told: p.Told, Seen: p.Seen}
 }
 

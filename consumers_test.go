@@ -67,9 +67,10 @@ func TestConsumers(t *testing.T) {
 	m.must("consumers/web", map[string]any{
 		"connection": "prod", "namespace": "app", "allowed_roles": "db-*", "external_secrets": "db-creds",
 		"workloads": `[[{"kind":"Deployment","name":"canary"}],[{"kind":"Deployment","selector":"app=web"}]]`, "checks": checks,
+		"hooks": `[{"name":"revoke","url":"https://api.example.com/v1/sessions/revoke-all"}]`,
 	})
 	want := map[string]any{
-		"connection": "prod", "namespace": "app", "allowed_roles": []string{"db-*"}, "external_secrets": []string{"db-creds"}, "secrets": []string{},
+		"connection": "prod", "namespace": "app", "allowed_roles": []string{"db-*"}, "hooks": []any{map[string]any{"name": "revoke", "url": "https://api.example.com/v1/sessions/revoke-all"}}, "external_secrets": []string{"db-creds"}, "secrets": []string{},
 		"workloads": []any{
 			[]any{map[string]any{"kind": "Deployment", "name": "canary"}},
 			[]any{map[string]any{"kind": "Deployment", "selector": "app=web"}},
@@ -108,6 +109,7 @@ func TestConsumersThatCannotBe(t *testing.T) {
 	m.cluster("prod")
 	base := map[string]any{"connection": "prod", "namespace": "app", "secrets": "db"}
 	check := func(c string) map[string]any { return map[string]any{"checks": "[" + c + "]"} }
+	hook := func(h string) map[string]any { return map[string]any{"hooks": "[" + h + "]"} }
 	for says, data := range map[string]map[string]any{
 		`connection "gone" does not exist`: {"connection": "gone"},
 		"connection":                       {"connection": ""},
@@ -124,7 +126,16 @@ func TestConsumersThatCannotBe(t *testing.T) {
 		"empty wave":                       {"workloads": `[[]]`},
 		"twice":                            {"workloads": `[[{"kind":"Deployment","name":"web"}],[{"kind":"Deployment","name":"web"}]]`},
 		"selector is":                      {"workloads": `[[{"kind":"Deployment","selector":"=="}]]`},
-		"unknown field \"hooks\"":          {"hooks": "x"},
+		"hooks is no JSON list":            {"hooks": "x"},
+		"has name \"Revoke\"":              hook(`{"name":"Revoke","url":"https://api.example.com/"}`),
+		"two hooks with name":              hook(`{"name":"a","url":"https://api.example.com/"},{"name":"a","url":"https://api.example.com/"}`),
+		"stands for no hook":               hook(`{"name":"none","url":"https://api.example.com/"}`),
+		"has no url":                       hook(`{"name":"revoke"}`),
+		`hook "revoke": url begins with`:   hook(`{"name":"revoke","url":"http://api.example.com/"}`),
+		`hook "revoke": method is`:         hook(`{"name":"revoke","url":"https://api.example.com/","method":"EXEC"}`),
+		`hook "revoke": headers has`:       hook(`{"name":"revoke","url":"https://api.example.com/","headers":{"Authorization":"Bearer x"}}`),
+		`there is no role "admin-token"`:   hook(`{"name":"revoke","url":"https://api.example.com/","headers":{"Authorization":"Bearer {{admin-token.value}}"}}`),
+		`unknown field "timeout"`:          hook(`{"name":"revoke","url":"https://api.example.com/","timeout":"5s"}`),
 		"secrets holds":                    {"secrets": "Not_A_Name"},
 		"restart_operator is":              {"restart_operator": "external-secrets"},
 		"stabilization is":                 {"stabilization": "2h"},

@@ -74,6 +74,10 @@ func TestEveryOperationAnswersAsDeclared(t *testing.T) {
 	m.must("cancel/"+id(batch), map[string]any{"reason": "not today"})
 	require.GreaterOrEqual(t, m.write("resume/"+id(batch), nil).code, http.StatusBadRequest, "it is not held")
 	m.must("rollback/redis/app", nil)
+	m.must("emergency/rotate/redis/app", map[string]any{"reason": "a drill"})
+	m.must("emergency/rotate/redis", map[string]any{"reason": "a drill"})
+	m.must("emergency/rotate/all", map[string]any{"dry_run": true})
+	m.must("emergency/rotate/all", map[string]any{"reason": "a drill"})
 	m.must("rotate-root/cache", map[string]any{"dry_run": true})
 	m.must("rotate-root/cache", nil)
 
@@ -89,6 +93,11 @@ func TestEveryOperationAnswersAsDeclared(t *testing.T) {
 	require.Equal(t, http.StatusOK, m.list("notifications/").code)
 	require.Equal(t, http.StatusOK, m.read("notifications/ops").code)
 	require.Equal(t, http.StatusNoContent, m.delete("notifications/ops").code)
+	require.Equal(t, http.StatusNoContent, m.delete("roles/app").code)
+	require.Equal(t, []string{"app"}, m.list("deleted/").data["keys"])
+	require.Equal(t, http.StatusOK, m.read("deleted").code)
+	require.Equal(t, http.StatusOK, m.read("deleted/app").code)
+	m.must("restore/app", nil)
 	require.Equal(t, http.StatusNoContent, m.delete("roles/app").code)
 	require.Equal(t, http.StatusNoContent, m.send(request{op: logical.DeleteOperation, path: "connections/cache", data: map[string]any{"force": "true"}}).code)
 
@@ -178,7 +187,7 @@ func TestPathHelp(t *testing.T) {
 	t.Parallel()
 	m := newMount(t)
 	for _, path := range []string{
-		"config", "connections", "connections/cache", "roles", "roles/app", "creds/app", "rotate/all", "rotate/redis", "rotate/redis/app",
+		"config", "connections", "connections/cache", "roles", "roles/app", "creds/app", "rotate/all", "rotate/redis", "rotate/redis/app", "emergency/rotate/all", "emergency/rotate/redis/app",
 		"rotations", "rotations/x", "cancel/x", "rollback/redis/app", "retire/redis/app", "reconcile/redis/app", "verify/redis/app", "status", "metrics", "notifications", "notifications/ops", "notifications/ops/test", "jwks/x",
 	} {
 		resp, err := m.b.HandleRequest(context.Background(), &logical.Request{Operation: logical.HelpOperation, Path: path, Storage: m.storage})

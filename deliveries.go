@@ -162,6 +162,15 @@ func consumerLine(s *seen.Consumer) string {
 	if made > 0 {
 		words = append(words, fmt.Sprintf("%d of %s passed", passed, count(made, "check")))
 	}
+	if n := len(s.Hooks); n > 0 {
+		good := 0
+		for _, h := range s.Hooks {
+			if h.OK {
+				good++
+			}
+		}
+		words = append(words, fmt.Sprintf("%d of %s succeeded", good, count(n, "hook")))
+	}
 	if s.Error != "" && !s.Done {
 		words = append(words, s.Error)
 	}
@@ -178,6 +187,11 @@ func consumerMap(name string, s *seen.Consumer) map[string]any {
 		"secrets_changed_at": formatTime(s.Changed),
 		"external_secrets":   each(s.Externals, externalMap), "secrets": each(s.Values, valueMap), "workloads": each(s.Workloads, workloadMap),
 		"pods": each(s.Pods, podMap), "checks": each(s.Checks, checkMap), "timeline": eventsOf(s),
+	}
+	if len(s.Hooks) > 0 {
+		m["hooks"] = each(s.Hooks, func(h seen.Hook) map[string]any {
+			return map[string]any{"hook": h.Name, "target": h.Target, "called": int64(h.Called), "succeeded": h.OK, "result": h.Result, "at": formatTime(h.At)}
+		})
 	}
 	if len(s.Stores) > 0 {
 		m["stores"] = each(s.Stores, func(o seen.Store) map[string]any {
@@ -314,6 +328,11 @@ func eventsOf(s *seen.Consumer) []string {
 	for _, label := range slices.Sorted(maps.Keys(pods)) { // of workloads that are not kept
 		for _, p := range pods[label] {
 			addPod(p)
+		}
+	}
+	for _, h := range s.Hooks {
+		if h.Called > 0 {
+			add(h.At, "hook %s (%s): %s", h.Name, h.Target, h.Result)
 		}
 	}
 	for _, c := range s.Checks {

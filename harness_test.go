@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -55,6 +56,7 @@ type mount struct {
 	storage *watchedStorage
 	system  *logical.StaticSystemView
 	log     *lockedBuffer
+	events  *vaultEvents
 	change  func(*backend) // applied to each new backend before Setup is used
 
 	mu        sync.Mutex
@@ -73,7 +75,7 @@ func newMount(t *testing.T) *mount {
 				"words": func() (string, error) { return "policy-" + uuid.NewString(), nil },
 			},
 		},
-		log: &lockedBuffer{}, exercised: map[string]bool{},
+		log: &lockedBuffer{}, events: &vaultEvents{}, exercised: map[string]bool{},
 	}
 	m.start()
 	t.Cleanup(func() {
@@ -83,6 +85,42 @@ func newMount(t *testing.T) *mount {
 	return m
 }
 
+// vaultEvents is a Vault that takes events.
+type vaultEvents struct {
+	mu   sync.Mutex
+	sent []vaultEvent
+}
+
+type vaultEvent struct {
+	id, kind string
+	metadata map[string]any
+}
+
+func (v *vaultEvents) SendEvent(_ context.Context, kind logical.EventType, e *logical.EventData) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.sent = append(v.sent, vaultEvent{e.GetId(), string(kind), e.GetMetadata().AsMap()})
+	return nil
+}
+
+// of are the events of a kind.
+func (v *vaultEvents) of(kind string) (out []vaultEvent) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, e := range v.sent {
+		if e.kind == kind {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func (v *vaultEvents) text() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return fmt.Sprint(v.sent)
+}
+
 // start makes a backend on the mount's storage, as after an unseal or a crash.
 func (m *mount) start() {
 	m.Helper()
@@ -90,7 +128,7 @@ func (m *mount) start() {
 		Logger: hclog.New(&hclog.LoggerOptions{
 			Output: m.log, Level: hclog.Trace, Mutex: &sync.Mutex{},
 		}),
-		System: m.system, StorageView: m.storage, BackendUUID: "b", Config: map[string]string{},
+		System: m.system, StorageView: m.storage, BackendUUID: "b", Config: map[string]string{}, EventsSender: m.events,
 	})
 	require.NoError(m, err)
 	m.b = made.(*backend)
@@ -183,7 +221,7 @@ func (m *mount) send(in request) reply {
 		ID: in.id, EntityID: in.entity, DisplayName: "tester", ClientTokenAccessor: "accessor",
 	}
 	if in.data != nil {
-		m.storage.note(in.data)
+		m.storage.note(m.b.secretFields, in.data)
 	}
 	began := time.Now()
 	if in.op == logical.UpdateOperation {
@@ -272,18 +310,30 @@ func (m *mount) check(req *logical.Request, resp *logical.Response, r reply) {
 	schema.ValidateResponse(m.t, schema.GetResponseSchema(m.t, path, req.Operation), shown, true)
 }
 
+// mostShapes is how many secrets are looked for in every form; of more it would take too
+// long.
+const mostShapes = 60
+
 // findSecrets fails when a secret stands where it must not: in the log, in an
 // answer or an error of any path but creds/, or in storage that is not sealed.
 func (m *mount) findSecrets() {
 	m.Helper()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for secret, from := range m.storage.known() {
-		for where, text := range map[string]string{
-			"the log": m.log.String(), "an answer": m.told.String(), "storage that is not seal-wrapped": m.storage.openText(),
-		} {
-			if i := strings.Index(text, secret); i >= 0 {
-				m.Errorf("a secret (%s) stands in %s: …%q…", from, where, text[max(0, i-200):min(len(text), i+len(secret)+20)])
+	known := m.storage.known()
+	texts := map[string]string{
+		"the log": m.log.String(), "an answer": m.told.String(), "an event of Vault": m.events.text(), "storage that is not seal-wrapped": m.storage.openText(),
+	}
+	for secret, from := range known {
+		shapes := map[string]string{"plain": secret}
+		if len(known) <= mostShapes {
+			shapes = leaks.Shapes(secret)
+		}
+		for where, text := range texts {
+			for form, shape := range shapes {
+				if i := strings.Index(text, shape); i >= 0 {
+					m.Errorf("a secret (%s, %s) stands in %s: …%q…", from, form, where, text[max(0, i-200):min(len(text), i+len(shape)+20)])
+				}
 			}
 		}
 	}
@@ -444,11 +494,14 @@ func (s *watchedStorage) noteLocked(secret, from string) {
 }
 
 // note remembers the secrets of a request.
-func (s *watchedStorage) note(data map[string]any) {
+func (s *watchedStorage) note(fields map[string]bool, data map[string]any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, field := range []string{"password", "initial_password", "initial_value", "sentinel_password"} {
-		if v, ok := data[field].(string); ok && len(v) < 4096 {
+	for field, value := range data {
+		if u, err := url.Parse(fmt.Sprint(value)); field == "url" && err == nil && strings.Trim(u.Path, "/") == "" {
+			continue // the host alone is no secret
+		}
+		if v, ok := value.(string); ok && fields[field] && len(v) < 4096 {
 			s.noteLocked(v, "given as "+field)
 		}
 	}

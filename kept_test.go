@@ -187,6 +187,12 @@ func TestTransitRefusals(t *testing.T) {
 	require.Equal(t, int64(3), data["version"])
 	require.Equal(t, "transit key version 2, as it was found", data["versions"].(map[string]any)["3"].(map[string]any)["evidence"])
 	require.Equal(t, http.StatusNoContent, m.delete("roles/orders").code)
+	require.Contains(t, m.write("restore/orders", map[string]any{"overwrite_existing": true}).message, "nobody sees")
+	m.must("restore/orders", nil)
+	data = m.read("roles/orders").data
+	require.Equal(t, int64(4), data["version"])
+	require.Equal(t, "transit key version 2, as it was found", data["versions"].(map[string]any)["4"].(map[string]any)["evidence"])
+	require.Equal(t, http.StatusNoContent, m.delete("roles/orders").code)
 	m.must("roles/payments", good(nil))
 
 	// A key that was deleted meanwhile is a failed rotation with a sentence.

@@ -43,7 +43,7 @@ func kinds() []kindEntry {
 		{Kind: apikey.Kind{}},
 		{Kind: jwt.Kind{}},
 		{Kind: encryptionkey.Kind{}},
-		{Kind: rabbitmq.Kind{}, open: rabbitmq.Open},
+		{Kind: rabbitmq.Kind{}, open: rabbitmq.Opener()},
 		{Kind: transit.Kind{}, keep: transit.Open},
 		{Kind: databaseroot.Kind{}, keep: databaseroot.Open},
 		{Kind: approle.Kind{}, root: approle.Open, hidden: true},

@@ -20,6 +20,7 @@ import (
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/storage"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
@@ -263,7 +264,9 @@ func TestPanicsEndNothing(t *testing.T) {
 	r := m.write("roles/bad", map[string]any{"kind": "bad-kind"})
 	require.Equal(t, http.StatusInternalServerError, r.code)
 	require.Contains(t, r.message, "a defect of the engine")
-	require.Empty(t, m.storage.dump(t))
+	left := m.storage.dump(t)
+	delete(left, storage.Format) // which is stored when the mount begins to work
+	require.Empty(t, left)
 	require.Contains(t, m.log.String(), "badKind.Complete", "the log says where")
 
 	m.b.Cleanup(context.Background())
@@ -360,4 +363,44 @@ func TestWritesOfAConnectionThatHangs(t *testing.T) {
 	}
 	require.False(t, waited, "the others wait for those that hang")
 	require.NotContains(t, m.storage.dump(t), "connection/hanging")
+}
+
+// A tick with nothing due reads nothing, however many roles and connections there are;
+// what is written later is seen all the same.
+func TestATickWithNothingDueReadsNothing(t *testing.T) {
+	t.Parallel()
+	m := newMount(t)
+	server := servers.Redis(t, users(1))
+	m.connect("cache", server.Addr, nil)
+	m.adopt("app", "cache", 0, map[string]any{"rotation_period": "24h"})
+	m.idle("app")
+	m.stored(t)
+	// A tick leaves to others what takes long, so that nothing has been read when it
+	// returns.
+	reads := func() bool {
+		before := m.storage.operations.Load()
+		until := time.After(50 * time.Millisecond)
+		for {
+			require.NoError(t, m.b.PeriodicFunc(context.Background(), &logical.Request{Storage: m.storage}))
+			if m.storage.operations.Load() != before {
+				return true
+			}
+			select {
+			case <-until:
+				return false
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}
+	calm := func() bool { return !reads() }
+	require.Eventually(t, calm, patience, glance, "when the first has seen that no token has to be kept alive")
+
+	m.must("connections/other", map[string]any{
+		"type": "vault", "address": "https://127.0.0.1:1", "auth": "token", "token": "a-token-that-nobody-knows", "verify_connection": false,
+	})
+	for range 3 {
+		require.Eventually(t, reads, patience, glance, "its token has to be kept alive")
+	}
+	require.Less(t, m.delete("connections/other").code, 300)
+	require.Eventually(t, calm, patience, glance)
 }

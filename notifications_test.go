@@ -11,9 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/logical"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"github.com/stretchr/testify/require"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/notify"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -116,6 +119,22 @@ func TestNotifications(t *testing.T) {
 	require.Equal(t, "redis/app: rotation completed", last["summary"])
 	require.Equal(t, "vault read "+mountPoint+"rotations/"+id(rotated), last["follow"])
 	require.Empty(t, other.types())
+
+	// Vault's own events carry the same, and what to read again.
+	for kind, want := range map[string][2]string{
+		"started": {"rotations/" + id(rotated), "false"}, "promoted": {"creds/app", "true"}, "completed": {"rotations/" + id(rotated), "false"},
+	} {
+		events := m.events.of("harmonyflow/" + kind)
+		require.Len(t, events, 1, kind)
+		got := events[0].metadata
+		require.Equal(t, events[0].id, got["id"])
+		require.Equal(t, "rotations/"+id(rotated), got[logical.EventMetadataPath])
+		require.Equal(t, want, [2]string{got[logical.EventMetadataDataPath].(string), got[logical.EventMetadataModified].(string)})
+		require.Equal(t, kind, got[logical.EventMetadataOperation])
+		require.Equal(t, "because", got["reason"])
+		require.Equal(t, id(rotated), got["rotation_id"])
+	}
+	require.Equal(t, last["roles"], m.events.of("harmonyflow/completed")[0].metadata["roles"])
 	close(hang)
 	require.Eventually(t, func() bool { return slices.Equal([]string{"rotation.completed"}, other.types()) }, patience, 20*time.Millisecond)
 
@@ -140,4 +159,25 @@ func TestNotifications(t *testing.T) {
 	m.must("rotate/redis/app", map[string]any{"reason": "nobody is told"})
 	require.Equal(t, http.StatusOK, m.read("metrics").code)
 	require.Len(t, hook.types(), 4)
+}
+
+// Only what creds/ serves is what subscribers are told to read.
+func TestEventsNameWhatIsServed(t *testing.T) {
+	t.Parallel()
+	b := newMount(t).b
+	for want, roles := range map[string][]notify.Role{
+		"creds/app": {{Role: "app", Kind: "redis"}},
+		"creds/key": {{Role: "key", Kind: "jwt"}},
+	} {
+		require.Equal(t, want, b.servedBy(roles))
+	}
+	root := rotation.Part{Role: rotation.RootName("cache"), Kind: "redis"}
+	for name, roles := range map[string][]notify.Role{
+		"an admin credential":             {{Role: root.Key(), Kind: root.Kind}},
+		"a key that another server keeps": {{Role: "orders", Kind: "transit"}},
+		"several":                         {{Role: "app", Kind: "redis"}, {Role: "key", Kind: "jwt"}},
+		"none":                            nil,
+	} {
+		require.Empty(t, b.servedBy(roles), name)
+	}
 }

@@ -29,6 +29,7 @@ func (b *backend) pathConsumers() []*framework.Path {
 		"workloads":        {Type: framework.TypeSlice, Description: `What is restarted, as JSON: a list of waves, each a list of {"kind":"Deployment","name":"web"} (or "selector" for "name"); kinds are Deployment, StatefulSet and DaemonSet. A wave begins when the one before is proven, so that a first wave of one workload is a canary.`},
 		"mode":             {Type: framework.TypeString, Description: "restart (default), observe (somebody else restarts: Reloader, Vault Secrets Operator) or none (workloads read their Secret anew by themselves)."},
 		"checks":           {Type: framework.TypeSlice, Description: "What has to be true afterwards, as a JSON list of checks of type http, logs, prometheus or pods. A header may hold {{role.value}}, and basic_auth name a role, to show the secret to a host that is among the role's secret_hosts."},
+		"hooks":            {Type: framework.TypeSlice, Description: `Requests that an emergency sends, as a JSON list of {"name":"revoke","url":"https://…"}, with method (POST), headers, body, basic_auth, ca_cert and expect as of checks: for example to end all sessions. A header may hold {{role.value}}, which is the new one. Called at least once, with the same Idempotency-Key.`},
 		"rollout_timeout":  {Type: framework.TypeDurationSecond, Description: "How long a wave may take. Default 5m."},
 		"stabilization":    {Type: framework.TypeDurationSecond, Description: "How long all pods have to be ready without a restart of their own. Default 60s."},
 		"max_parallel":     {Type: framework.TypeInt64, Description: "How many workloads of a wave are restarted at once; 0 (default) for all."},
@@ -117,6 +118,10 @@ func (b *backend) readConsumer(ctx context.Context, _ *logical.Request, d *frame
 			checks[i].(map[string]any)["timeout"] = seconds(check.Timeout)
 		}
 	}
+	hooks, err := asList(c.Hooks)
+	if err != nil {
+		return nil, err
+	}
 	workloads, err := asList(c.Workloads)
 	if err != nil {
 		return nil, err
@@ -124,7 +129,7 @@ func (b *backend) readConsumer(ctx context.Context, _ *logical.Request, d *frame
 	return &logical.Response{Data: map[string]any{
 		"connection": c.Connection, "namespace": c.Namespace, "allowed_roles": orEmpty(c.AllowedRoles),
 		"external_secrets": orEmpty(c.ExternalSecrets), "secrets": orEmpty(c.Secrets), "workloads": workloads,
-		"mode": string(c.Mode), "checks": checks, "rollout_timeout": seconds(c.RolloutTimeout), "stabilization": seconds(c.Stabilization),
+		"mode": string(c.Mode), "checks": checks, "hooks": hooks, "rollout_timeout": seconds(c.RolloutTimeout), "stabilization": seconds(c.Stabilization),
 		"max_parallel": int64(c.MaxParallel), "restart_operator": c.RestartOperator,
 	}}, nil
 }
@@ -136,6 +141,9 @@ func asList(v any) ([]any, error) {
 		return nil, err
 	}
 	out := []any{}
+	if string(raw) == "null" {
+		return out, nil
+	}
 	return out, json.Unmarshal(raw, &out)
 }
 
@@ -162,7 +170,8 @@ func (b *backend) writeConsumer(ctx context.Context, req *logical.Request, d *fr
 	case e.Type != connection.TypeKubernetes:
 		return refuse("connection %q is of type %s; a consumer needs one of type %s", e.Name, e.Type, connection.TypeKubernetes)
 	}
-	if _, ok := req.Data["checks"]; ok { // each rotation looks at it again
+	_, checks := req.Data["checks"]
+	if _, hooks := req.Data["hooks"]; checks || hooks { // each rotation looks at it again
 		if err := c.CheckTemplates(ctx, b.secretOf); kind.IsDefinite(err) {
 			return refuse("%v", err)
 		} else if err != nil {
@@ -196,6 +205,9 @@ func applyConsumer(c *consumer.Consumer, req *logical.Request, d *framework.Fiel
 		return err
 	}
 	if err := applyChecks(c, req); err != nil {
+		return err
+	}
+	if err := applyHooks(c, req); err != nil {
 		return err
 	}
 	c.Normalize()
@@ -289,6 +301,19 @@ func applyChecks(c *consumer.Consumer, req *logical.Request) error {
 		return err
 	}
 	c.Checks = checks
+	return nil
+}
+
+func applyHooks(c *consumer.Consumer, req *logical.Request) error {
+	raw, err := given(req, "hooks")
+	if err != nil || raw == nil {
+		return err
+	}
+	var hooks []consumer.Hook
+	if err := decodeStrictly("hooks", raw, &hooks); err != nil {
+		return err
+	}
+	c.Hooks = hooks
 	return nil
 }
 

@@ -150,7 +150,7 @@ func (b *backend) readMetadata(ctx context.Context, _ *logical.Request, d *frame
 	}
 	return &logical.Response{Data: map[string]any{
 		"versions": versions, "current_version": int64(doc.Version), "oldest_version": int64(oldest),
-		"created_time": formatTime(doc.First), "updated_time": formatTime(doc.Times[len(doc.Times)-1]),
+		"created_time": formatTime(doc.First), "updated_time": formatTime(doc.Updated()),
 		"max_versions": int64(2), "cas_required": false, "delete_version_after": "0s", "custom_metadata": nil,
 	}}, nil
 }

@@ -115,8 +115,13 @@ func (b *backend) deleteDocument(ctx context.Context, _ *logical.Request, d *fra
 }
 
 // applyDocument sets, on a role that is being created, where it is published.
-func (b *backend) applyDocument(ctx context.Context, r *rotation.Role, req *logical.Request, d *framework.FieldData) error {
+func (b *backend) applyDocument(ctx context.Context, r *rotation.Role, d *framework.FieldData) error {
 	r.Document, r.Field, r.UsernameField = d.Get("document").(string), d.Get("field").(string), d.Get("username_field").(string)
+	return b.mayFill(ctx, r)
+}
+
+// mayFill refuses a role that could not fill what it names, or may not.
+func (b *backend) mayFill(ctx context.Context, r *rotation.Role) error {
 	if err := checkDocument(r, b.entry(r.Kind).ConnectionType() != ""); err != nil {
 		return badRequest("%w", err)
 	}
@@ -243,7 +248,7 @@ func (b *backend) unfilledIn(ctx context.Context, r *rotation.Role, where string
 	}
 	for _, field := range r.Fields() {
 		held := body[field]
-		if held == "" || held == shown[field] || isRing && holds(ring, r, field, held) {
+		if held == "" || held == shown[field] || isRing && holds(ring, r, field, held) || r.Run.Restores && leftThere(r, held) {
 			continue
 		}
 		if isRing && field == r.Spec.PreviousField {
@@ -259,6 +264,11 @@ func (b *backend) unfilledIn(ctx context.Context, r *rotation.Role, where string
 		return conflict("field %q of %s holds a value already that no role owns and that was not given; %s, or set overwrite_existing=true to replace it", field, where, remedy)
 	}
 	return nil
+}
+
+// leftThere reports whether what a field holds is what a deleted role has shown.
+func leftThere(r *rotation.Role, held string) bool {
+	return slices.Contains(r.Spec.Owns(), held) || slices.ContainsFunc(r.Versions, func(v version.Version) bool { return v.Material.Secret == held })
 }
 
 // takeOver makes what consumers find as the previous key an earlier key of a ring

@@ -20,7 +20,7 @@ func (b *backend) pathNotifications() []*framework.Path {
 		"name":    nameField,
 		"url":     {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "Where events are sent: https://, to a host in allowed_hosts of config. Only its host is shown again."},
 		"format":  {Type: framework.TypeString, Description: "json (default: Standard Webhooks, signed) or slack (a text for a channel)."},
-		"events":  {Type: framework.TypeCommaStringSlice, Description: "Which: started, promoted, failed, held, completed, rolled_back, overdue, drift. Default all."},
+		"events":  {Type: framework.TypeCommaStringSlice, Description: "Which: started, promoted, failed, held, completed, rolled_back, emergency, overdue, drift. Default all."},
 		"secret":  {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "What json is signed with: whsec_ and 24 to 64 bytes in base64. Never shown again."},
 		"headers": {Type: framework.TypeString, DisplayAttrs: sensitive, Description: "More headers, for example of a login, as 'Name: value', one a line. Only their names are shown again."},
 	}
@@ -229,22 +229,3 @@ var _ rotation.Recorder = watchers{}
 
 // Moved implements rotation.Recorder.
 func (w watchers) Moved(id string) { w.notifier.Moved(id) }
-
-// eventTimeout is how long Vault has to take an event of its own.
-const eventTimeout = 5 * time.Second
-
-// event sends an event of Vault's own, where it takes them: subscribing is a matter
-// of Vault Enterprise, and elsewhere nobody hears it.
-func (b *backend) event(e notify.Event) {
-	ctx, cancel := context.WithTimeout(context.Background(), eventTimeout)
-	defer cancel()
-	read := "status"
-	if e.Rotation != "" {
-		read = "rotations/" + e.Rotation
-	}
-	err := logical.SendEvent(ctx, b, "harmonyflow/"+string(e.Kind),
-		logical.EventMetadataPath, read, logical.EventMetadataDataPath, read, logical.EventMetadataOperation, string(e.Kind), "summary", e.Summary)
-	if err != nil && !errors.Is(err, framework.ErrNoEvents) {
-		b.Logger().Trace("Vault takes no event", "error", err)
-	}
-}

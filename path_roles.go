@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
@@ -69,9 +70,9 @@ func (b *backend) pathRoles() []*framework.Path {
 the first version. With usernames it is that of the first user, and the second has no password yet. Where the user has a password that was not given, the request is refused unless
 overwrite_existing=true. An earlier key of a ring that consumers find in previous_field is adopted beside
 initial_value. While a role rotates only its schedule, its grace and description may be
-written. A write answers with the next three times at which the role rotates by itself. Deleting one leaves
-its secret working, and keeps it for 30 days: creating the role again goes on with its version numbers. A role
-that is in a rotation is not deleted. Where the rotation waits for a server that is gone for good, in grace,
+changed. A write answers with the next three times at which the role rotates by itself. Deleting one leaves
+its secret working, and keeps it for 30 days: restore/<name> brings it back, and creating the role again goes on
+with its version numbers. A role that is in a rotation is not deleted. Where the rotation waits for a server that is gone for good, in grace,
 retire or on its way back, abandon=true ends it where it stands: vault delete harmonyflow/roles/<name> abandon=true.
 Nothing more is asked of the server, which, should it come back, accepts what it accepted last.`,
 		},
@@ -184,6 +185,12 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 	if err != nil {
 		return nil, err
 	}
+	return &logical.Response{Data: describeRole(r, c)}, nil
+}
+
+// describeRole is what is read of a role. What it says of a field that the kind takes
+// may be written, and changes nothing: so roles can be declared.
+func describeRole(r *rotation.Role, c rotation.Config) map[string]any {
 	keep := r.KeepVersions
 	if keep == 0 {
 		keep = c.KeepVersions
@@ -206,7 +213,7 @@ func (b *backend) readRole(ctx context.Context, _ *logical.Request, d *framework
 	describeSchedule(r, data)
 	describePlace(r, data)
 	describeRun(r, data)
-	return &logical.Response{Data: data}, nil
+	return data
 }
 
 func describeRun(r *rotation.Role, data map[string]any) {
@@ -274,7 +281,7 @@ func (b *backend) createRole(ctx context.Context, req *logical.Request, d *frame
 	if err := applyPlace(r, d); err != nil {
 		return nil, err
 	}
-	if err := b.applyDocument(ctx, r, req, d); err != nil {
+	if err := b.applyDocument(ctx, r, d); err != nil {
 		return nil, err
 	}
 	if err := b.checkPolicy(ctx, d); err != nil {
@@ -394,13 +401,11 @@ func (b *backend) updateRole(ctx context.Context, req *logical.Request, d *frame
 		if err := fixed(r, d); err != nil {
 			return badRequest("%w", err)
 		}
-		if err := onlyWhileRotating(r, req); err != nil {
-			return err
-		}
+		before := describeRole(r, c)
 		if err := applyRole(r, k, c, req, d); err != nil {
 			return badRequest("%w", err)
 		}
-		return nil
+		return onlyWhileRotating(r, before, describeRole(r, c), req)
 	})
 	if err != nil {
 		return nil, err
@@ -418,7 +423,13 @@ func (b *backend) updateRole(ctx context.Context, req *logical.Request, d *frame
 
 // checkPolicy refuses a password policy that makes no passwords.
 func (b *backend) checkPolicy(ctx context.Context, d *framework.FieldData) error {
-	if policy, _ := d.Get("password_policy").(string); policy != "" {
+	policy, _ := d.Get("password_policy").(string)
+	return b.makes(ctx, policy)
+}
+
+// makes is checkPolicy for that of a role.
+func (b *backend) makes(ctx context.Context, policy string) error {
+	if policy != "" {
 		if _, err := (source{b}).FromPolicy(ctx, policy); err != nil {
 			return badRequest("%w", err)
 		}
@@ -464,15 +475,19 @@ var freeWhileRotating = []string{
 	"disable_automated_rotation",
 }
 
-func onlyWhileRotating(r *rotation.Role, req *logical.Request) error {
+// onlyWhileRotating refuses what a running rotation would mind. Who declares all of
+// a role with each write may, as long as such a field stays what it is.
+func onlyWhileRotating(r *rotation.Role, before, after map[string]any, req *logical.Request) error {
 	if r.Run == nil {
 		return nil
 	}
 	for name := range req.Data {
+		was, told := before[name]
+		same := told && name != "next_rotation" && reflect.DeepEqual(was, after[name])
 		// Promotion sets the next time; one that is given before would not last.
-		if free := slices.Contains(freeWhileRotating, name) || name == "next_rotation" && r.Run.Promoted; !free {
+		if free := same || slices.Contains(freeWhileRotating, name) || name == "next_rotation" && r.Run.Promoted; !free {
 			return &rotation.Conflict{Rotation: r.Run.Rotation, Text: fmt.Sprintf(
-				"role %q is in rotation %s; while it rotates only description, grace_period, grace_until_unused, grace_minimum and its schedule may be written, not %s",
+				"role %q is in rotation %s; while it rotates only description, grace_period, grace_until_unused, grace_minimum and its schedule may be changed, not %s",
 				r.Name, r.Run.Rotation, name)}
 		}
 	}

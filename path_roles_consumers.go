@@ -99,7 +99,12 @@ func (b *backend) checkConsumers(ctx context.Context, role string, d *framework.
 	if !ok {
 		return nil
 	}
-	for _, name := range v.([]string) {
+	return b.serves(ctx, role, v.([]string))
+}
+
+// serves is checkConsumers for those that a role has.
+func (b *backend) serves(ctx context.Context, role string, consumers []string) error {
+	for _, name := range consumers {
 		if err := checkName(name); err != nil {
 			return badRequest("consumers: %w", err)
 		}

@@ -54,13 +54,15 @@ func describeRing(r *rotation.Role, data map[string]any) {
 // tokens and data name it by that.
 func (b *backend) nameAsBefore(ctx context.Context, r *rotation.Role, m *kind.Material) error {
 	t, err := b.engine.Store().Tombstone(ctx, r.Name)
-	if err != nil || t == nil || t.Role.Kind != r.Kind {
-		return err
-	}
-	for _, v := range t.Role.Versions {
-		if v.Material.Same(*m) && v.Material.KeyID != "" {
-			m.KeyID = v.Material.KeyID
+	for ; err == nil && t != nil; t = t.Earlier {
+		if t.Role.Kind != r.Kind {
+			continue
+		}
+		for _, v := range t.Role.Versions {
+			if v.Material.Same(*m) && v.Material.KeyID != "" {
+				m.KeyID = v.Material.KeyID
+			}
 		}
 	}
-	return nil
+	return err
 }

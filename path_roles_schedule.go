@@ -16,7 +16,7 @@ import (
 // scheduleFields say when a role rotates by itself.
 func scheduleFields() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
-		"rotation_period":            {Type: framework.TypeDurationSecond, Description: "Rotate this long after the last rotation, at least 1m; empty for none."},
+		"rotation_period":            {Type: framework.TypeDurationSecond, Description: "Rotate this long after the last rotation, at least 1m; empty, or 0 beside rotation_schedule and of a role that exists, for none."},
 		"rotation_schedule":          {Type: framework.TypeString, Description: "Rotate by a cron of five fields; empty for none."},
 		"rotation_timezone":          {Type: framework.TypeString, Description: "Time zone of rotation_schedule, by its IANA name, for example Europe/Berlin. A minute that the clocks skip fires when they have, one that they show twice fires once. Default UTC."},
 		"rotation_window":            {Type: framework.TypeDurationSecond, Description: "How long after a slot of rotation_schedule a rotation may still begin; without it a missed slot stays due."},
@@ -33,7 +33,7 @@ func scheduleAnswer() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
 		"rotation_period": durationField("Period, in seconds."), "rotation_schedule": stringField("Cron."),
 		"rotation_timezone": stringField("Time zone of the cron."), "rotation_window": durationField("Window, in seconds."),
-		"jitter": durationField("Greatest delay of a slot, in seconds."), "missed_policy": stringField("at_once or next, as it applies."),
+		"jitter": durationField("Greatest delay of a slot, in seconds."), "missed_policy": stringField("at_once or next, as it applies; empty without a schedule."),
 		"apart_from": stringField("Role to keep a distance from."), "apart_by": durationField("The distance, in seconds."),
 		"disable_automated_rotation": boolField("Whether the schedule is off."),
 		"next_rotation":              stringField("Stored time of the next scheduled rotation, RFC 3339. One that has passed is due."),
@@ -52,6 +52,9 @@ func describeSchedule(r *rotation.Role, data map[string]any) {
 	s := r.Schedule
 	data["rotation_period"], data["rotation_schedule"], data["rotation_timezone"] = seconds(s.Period), s.Cron, s.Zone
 	data["rotation_window"], data["jitter"], data["missed_policy"] = seconds(s.Window), seconds(s.Jitter), s.Policy()
+	if s.Period == 0 && s.Cron == "" {
+		data["missed_policy"] = "" // there are no slots that it could be of
+	}
 	data["apart_from"], data["apart_by"] = r.ApartFrom, seconds(r.ApartBy)
 	data["disable_automated_rotation"], data["next_rotation"] = s.Disabled, formatTime(r.Next)
 	data["next_rotations"] = nextRotations(r)
@@ -83,11 +86,12 @@ func applySchedule(r *rotation.Role, c rotation.Config, req *logical.Request, d 
 	s := &r.Schedule
 	if _, ok := d.GetOk("rotation_period"); ok {
 		s.Period = duration(d, "rotation_period")
-		if given := req.Data["rotation_period"]; s.Period == 0 && !cleared(given) {
-			return fmt.Errorf("rotation_period is %v; it must be at least %s, or empty for none", given, schedule.Minimum)
-		}
 	}
 	setString(d, "rotation_schedule", &s.Cron, "")
+	// A new role that never rotates was hardly meant; what one reads may be written.
+	if given := req.Data["rotation_period"]; s.Period == 0 && s.Cron == "" && !cleared(given) && isNew(r) {
+		return fmt.Errorf("rotation_period is %v; it must be at least %s, or empty for none", given, schedule.Minimum)
+	}
 	setString(d, "rotation_timezone", &s.Zone, "")
 	setString(d, "missed_policy", &s.Missed, "")
 	setString(d, "apart_from", &r.ApartFrom, "")
@@ -113,6 +117,9 @@ func applySchedule(r *rotation.Role, c rotation.Config, req *logical.Request, d 
 	}
 	return applyNext(r, d)
 }
+
+// isNew says whether a role is being created.
+func isNew(r *rotation.Role) bool { return r.Run == nil && len(r.Versions) == 0 }
 
 // checkApart does not ask for the other role: of a pair one is created first.
 func checkApart(r *rotation.Role) error {

@@ -76,7 +76,7 @@ func applyUsers(r *rotation.Role, k *kindEntry, d *framework.FieldData) error {
 func checkExpiry(r *rotation.Role, c rotation.Config, req *logical.Request) error {
 	valid := r.Spec.ValidFor
 	if valid == 0 {
-		if given := req.Data["valid_until"]; !cleared(given) {
+		if given := req.Data["valid_until"]; !cleared(given) && isNew(r) {
 			return fmt.Errorf("valid_until is %v; give a duration such as 2160h, or empty for never", given)
 		}
 		return nil

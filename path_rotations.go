@@ -17,7 +17,7 @@ func (b *backend) pathRotations() []*framework.Path {
 	page := map[string]*framework.FieldSchema{
 		"state": {Type: framework.TypeString, Query: true, Description: "Only rotations in this state."},
 		"after": {Type: framework.TypeString, Query: true, Description: "Only rotations started before the one with this id: the last one of the page before."},
-		"limit": {Type: framework.TypeInt64, Query: true, Default: int64(100), Description: "At most so many; 1 to 1000. Default 100."},
+		"limit": limitField,
 	}
 	one := map[string]*framework.FieldSchema{"id": idField, "consumer": {
 		Type: framework.TypeString, Query: true, Description: "Show this consumer alone. Without it, the first 20 by name.",
@@ -46,11 +46,12 @@ func (b *backend) pathRotations() []*framework.Path {
 					fields: map[string]*framework.FieldSchema{
 						"rotation_id": stringField("Id."), "state": stringField("State."), "phase": stringField("Phase, of a rotation of one role."),
 						"summary": stringField("The outcome so far, in a sentence."), "follow": stringField("The next command to type."),
-						"trigger": stringField("create, manual, schedule, rollback or reconcile."), "reason": stringField("Why, in words."),
+						"trigger": stringField("create, manual, schedule, rollback, reconcile, retire, rotate-root or emergency."), "reason": stringField("Why, in words."),
 						"requested_by": mapField("Entity id, accessor, display name and request id of who asked."),
 						"started":      stringField("RFC 3339."), "finished": stringField("RFC 3339."),
 						"roles": mapField("Version, state, phase and error of each role, by name."),
-						"units": {Type: framework.TypeSlice, Description: "Roles that go forward or back together."}, "children": listField("Rotations that a large request was split into."), "parent": stringField("Rotation this one is a part of."),
+						"units": {Type: framework.TypeSlice, Description: "Roles that go forward or back together."}, "children": listField("Rotations that a large request was split into."),
+						"overrides": listField("Of an emergency: what it set aside."), "earlier_versions_refused": stringField("Of an emergency: of how many secrets every earlier version is refused, and how long after the request the last was."), "parent": stringField("Rotation this one is a part of."),
 						"timeline": listField("What happened when; of several roles each line names its role, and there are the last 500."), "check_until": stringField("Until when consumers have to read what was published, RFC 3339."),
 						"criteria":        listField("What a rotation has to show, a line each: met, not met, pending, unknown or not applicable, the condition, and what was seen of it."),
 						"consumers":       {Type: framework.TypeSlice, Description: "One entry a consumer and direction: outcome, external_secrets, secrets, workloads, pods and checks, each with what was seen of it and when (RFC 3339), and a timeline of them. No values, and nothing made of values."},
@@ -88,9 +89,9 @@ cancelled: rollback/ then starts a rotation back.`,
 }
 
 func (b *backend) listRotations(ctx context.Context, _ *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	limit := int(d.Get("limit").(int64))
-	if limit < 1 || limit > 1000 {
-		return refuse("limit is %d; it may be 1 to 1000", limit)
+	limit, err := pageLimit(d)
+	if err != nil {
+		return nil, err
 	}
 	state, after := rotation.State(d.Get("state").(string)), d.Get("after").(string)
 	if state != "" && !slices.Contains(rotation.States, state) {

@@ -24,7 +24,9 @@ func TestRotateServesBothThenOne(t *testing.T) {
 	m.adopt("app", "cache", 0, map[string]any{"rotation_period": "24h"})
 	require.InDelta(t, 86400, m.creds("app")["ttl"], 60)
 
-	r := m.must("rotate/redis/app", map[string]any{"reason": "it is time"})
+	r := m.send(request{
+		op: logical.UpdateOperation, path: "rotate/redis/app", data: map[string]any{"reason": "it is time"}, id: "a-request", entity: "an-entity",
+	})
 	require.Equal(t, "version 2, promoted", r.data["redis/app"])
 	require.Equal(t, "1 role: 1 promoted", r.data["summary"])
 	require.Equal(t, "vault read harmonyflow/rotations/"+id(r), r.data["follow"])
@@ -40,7 +42,7 @@ func TestRotateServesBothThenOne(t *testing.T) {
 	detail := m.read("rotations/" + id(r)).data
 	require.Equal(t, "it is time", detail["reason"])
 	require.Equal(t, "grace", detail["phase"])
-	require.Equal(t, "tester", detail["requested_by"].(map[string]any)["display_name"])
+	require.Equal(t, map[string]any{"entity_id": "an-entity", "accessor": "accessor", "display_name": "tester", "request_id": "a-request"}, detail["requested_by"])
 	require.Equal(t, "vault write -f harmonyflow/retire/redis/app", detail["follow"])
 
 	retired := m.must("retire/redis/app", nil)
@@ -198,7 +200,7 @@ func TestReconcile(t *testing.T) {
 	r := m.read("verify/redis/app")
 	require.Equal(t, false, r.data["ok"])
 	require.Equal(t, "vault write -f harmonyflow/reconcile/redis/app", r.data["follow"])
-	m.storage.note(map[string]any{"password": "by-hand-password"})
+	m.storage.note(map[string]bool{"password": true}, map[string]any{"password": "by-hand-password"})
 
 	r = m.must("reconcile/redis/app", map[string]any{"reason": "somebody changed it"})
 	require.Equal(t, "completed", r.data["state"], r.data)
