@@ -28,6 +28,11 @@ func (p *program) begin(ctx context.Context, path string) int {
 			data[field] = value
 		}
 	}
+	for field, list := range map[string][]string{"restart_namespaces": p.o.namespaces, "hooks": p.o.hooks} {
+		if len(list) > 0 {
+			data[field] = list
+		}
+	}
 	if p.o.dryRun {
 		data["dry_run"] = true
 	}
@@ -35,7 +40,7 @@ func (p *program) begin(ctx context.Context, path string) int {
 	if err != nil {
 		return p.fail(err)
 	}
-	if secret == nil {
+	if p.clean(secret) == nil {
 		return p.fail(errors.New("Vault answered nothing; is the engine mounted at " + p.o.mount + "/? Give --mount"))
 	}
 	if p.o.dryRun {
@@ -150,6 +155,9 @@ func (p *program) conclude(id string, data map[string]any) {
 		return
 	}
 	fmt.Fprintln(p.out, data["summary"])
+	if refused, ok := data["earlier_versions_refused"].(string); ok {
+		fmt.Fprintln(p.out, "earlier versions refused: "+refused)
+	}
 	for _, c := range lines(data["criteria"]) {
 		fmt.Fprintln(p.out, "  "+c)
 	}
@@ -187,7 +195,7 @@ func (p *program) read(ctx context.Context, path string) (map[string]any, error)
 			fmt.Sprintf("there is no %s/%s; is the engine mounted there? Give --mount", p.o.mount, path),
 		}}
 	}
-	return secret.Data, nil
+	return p.clean(secret).Data, nil
 }
 
 // view shows a rotation as it moves: redrawn on a terminal, else a line for each thing

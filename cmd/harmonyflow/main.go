@@ -35,6 +35,9 @@ const usage = `Usage: harmonyflow [flags] COMMAND
 
   rotate KIND|KIND/ROLE|all  rotate the roles of a kind, one role, or everything
   rollback KIND/ROLE         bring the previous version back
+  emergency KIND|KIND/ROLE|all
+                             after a compromise: refuse every earlier version at once,
+                             close sessions, restart consumers; --reason is required
   follow ID                  follow a rotation
   status                     one look at the mount
   watch                      the same, and what is running, again and again
@@ -71,10 +74,11 @@ type options struct {
 	mount, format, reason, key, until string
 	follow, dryRun, version           bool
 	every                             time.Duration
+	namespaces, hooks                 []string
 }
 
 func run(ctx context.Context, args []string, out, errs io.Writer) int {
-	p := &program{out: out, err: errs}
+	p := &program{out: harmless{out}, err: harmless{errs}}
 	flags := p.flags()
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
@@ -83,7 +87,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer) int {
 		return p.fail(err)
 	}
 	if p.o.version {
-		fmt.Fprintln(out, buildinfo.Version)
+		fmt.Fprintln(p.out, buildinfo.Version)
 		return exitDone
 	}
 	command, arg, err := p.command(flags.Args())
@@ -99,6 +103,8 @@ func run(ctx context.Context, args []string, out, errs io.Writer) int {
 	switch command {
 	case "rotate":
 		return p.begin(ctx, "rotate/"+arg)
+	case "emergency":
+		return p.begin(ctx, "emergency/rotate/"+arg)
 	case "rollback":
 		p.back = true
 		return p.begin(ctx, "rollback/"+arg)
@@ -121,6 +127,8 @@ func (p *program) flags() *pflag.FlagSet {
 	f.StringVar(&p.o.until, "until", "grace", "how far to follow: grace (served and proven at every consumer), or end (the previous version is refused)")
 	f.BoolVar(&p.o.dryRun, "dry-run", false, "say what would be done, and change nothing")
 	f.StringVar(&p.o.reason, "reason", "", "why, for those who ask later")
+	f.StringSliceVar(&p.o.namespaces, "restart-namespaces", nil, "of an emergency: namespaces in which every workload is restarted")
+	f.StringSliceVar(&p.o.hooks, "hooks", nil, "of an emergency: names of the hooks that are called, or none (default: all)")
 	f.StringVar(&p.o.key, "idempotency-key", "", "the same key within a day is the same rotation")
 	f.DurationVar(&p.o.every, "every", time.Second, "how often to look")
 	f.BoolVar(&p.o.version, "version", false, "print the version")
@@ -143,15 +151,17 @@ func (p *program) command(args []string) (command, arg string, err error) {
 	command = args[0]
 	arg = strings.Trim(strings.Join(args[1:], "/"), "/")
 	takes, known := map[string]string{
-		"rotate": "a kind, KIND/ROLE or all", "rollback": "KIND/ROLE", "follow": "the id of a rotation", "status": "", "watch": "",
+		"rotate": "a kind, KIND/ROLE or all", "emergency": "a kind, KIND/ROLE or all", "rollback": "KIND/ROLE", "follow": "the id of a rotation", "status": "", "watch": "",
 	}[command]
 	switch {
 	case !known:
 		return "", "", fmt.Errorf("command %q is not known; see harmonyflow --help", command)
 	case takes == "" && arg != "":
 		return "", "", fmt.Errorf("%s takes nothing more", command)
-	case takes != "" && arg == "", command == "rollback" && strings.Count(arg, "/") != 1, command == "rotate" && strings.Count(arg, "/") > 1, command == "follow" && strings.Contains(arg, "/"):
+	case takes != "" && arg == "", command == "rollback" && strings.Count(arg, "/") != 1, (command == "rotate" || command == "emergency") && strings.Count(arg, "/") > 1, command == "follow" && strings.Contains(arg, "/"):
 		return "", "", fmt.Errorf("%s takes %s", command, takes)
+	case command != "emergency" && len(p.o.namespaces)+len(p.o.hooks) > 0:
+		return "", "", errors.New("--restart-namespaces and --hooks are of emergency")
 	case p.o.format != "table" && p.o.format != "json":
 		return "", "", fmt.Errorf("--format is %q; it is table or json", p.o.format)
 	case p.o.until != "grace" && p.o.until != "end":

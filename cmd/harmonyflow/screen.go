@@ -7,6 +7,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/term"
+
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 )
 
 // screen draws lines over those it drew before.
@@ -46,12 +48,7 @@ func (s *screen) done() { s.drawn = nil }
 
 // cut shortens a line to what fits, and takes out what would move the cursor.
 func cut(line string, width int) string {
-	line = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, line)
+	line = bounded.Line(line)
 	if utf8.RuneCountInString(line) <= width {
 		return line
 	}

@@ -23,8 +23,8 @@ func TestScreen(t *testing.T) {
 	raw, err := os.ReadFile(file.Name())
 	require.NoError(t, err)
 	require.Equal(t, "\x1b[2Kone\n\x1b[2Ktwo\n"+
-		"\x1b[2A\x1b[2Kthree [2J\n\x1b[2K\n\x1b[1A"+
-		"\x1b[1A\x1b[2Kthree [2J\n\x1b[2Kfour\n", string(raw))
+		"\x1b[2A\x1b[2Kthree?[2J\n\x1b[2K\n\x1b[1A"+
+		"\x1b[1A\x1b[2Kthree?[2J\n\x1b[2Kfour\n", string(raw))
 	require.Equal(t, "ab…", cut("abcdef", 3))
 }
 
