@@ -8,6 +8,8 @@
  * -DALLGUILTY      who went back with others is over                                  (must break)
  * -DHOLDON         a shared reservation lasts until all of it have ended              (must deadlock)
  */
+#include "transitions.h"
+#include "rows.h"
 #define N 3
 mtype = { START, WAITS, APPLIES, SHOWN, BACK, GRACE, OVER };
 mtype st[N] = START;
@@ -38,7 +40,7 @@ inline restart(way) {
   if
   :: marked[way] -> skip
   :: else ->
-     atomic { assert(!restarting); restarting = 1 }
+     atomic { must(21, !restarting); restarting = 1 }
      atomic { pods[0] = served[0]; pods[1] = served[1]; pods[2] = served[2]; marked[way] = 1; restarting = 0 }
   fi
 }
@@ -101,14 +103,19 @@ back:
   (!LED(r, BACK) || marked[1]);
   restart(1);
   atomic {
-    assert(pods[r] == 1);
+    must(23, pods[r] == 1);
 #ifndef ALLGUILTY
     if
-    :: group[r] != BIT(r) && !asked[r] -> alone[r] = 1; st[r] = WAITS; goto wait
+    :: group[r] != BIT(r) && !asked[r] ->
+       if                                                  /* the last phase of a way back, with a server and without */
+       :: ROW(row_rotate_apply_back_anew_preflight)
+       :: ROW(row_clear_sync_back_anew_preflight)
+       fi;
+       alone[r] = 1; st[r] = WAITS; goto wait
     :: else
     fi;
 #endif
-    assert(bad[r] || asked[r]); goto over
+    must(22, bad[r] || asked[r]); goto over
   }
 grace:
   if
@@ -117,7 +124,7 @@ grace:
   :: !asked[r] -> skip
   fi;
 over:
-  atomic { assert(pods[r] == served[r]); st[r] = OVER }
+  atomic { must(23, pods[r] == served[r]); st[r] = OVER }
 }
 
 /* somebody cancels what is served */
