@@ -18,6 +18,15 @@ path "harmonyflow/documents/*" {
 path "harmonyflow/roles/*" {
   capabilities = ["create", "read", "update", "patch", "delete", "list"]
 }
+path "harmonyflow/deleted" {
+  capabilities = ["read", "list"]
+}
+path "harmonyflow/deleted/*" {
+  capabilities = ["read", "list"]
+}
+path "harmonyflow/restore/*" {
+  capabilities = ["create", "update"]
+}
 path "harmonyflow/metadata/*" {
   capabilities = ["read", "list"]
 }

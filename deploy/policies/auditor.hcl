@@ -21,6 +21,12 @@ path "harmonyflow/rotations/*" {
 path "harmonyflow/roles/*" {
   capabilities = ["read", "list"]
 }
+path "harmonyflow/deleted" {
+  capabilities = ["read", "list"]
+}
+path "harmonyflow/deleted/*" {
+  capabilities = ["read", "list"]
+}
 path "harmonyflow/connections/*" {
   capabilities = ["read", "list"]
 }
