@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -436,6 +437,13 @@ func develop(ctx context.Context, s *screen) (err error) {
 		return err
 	}
 	export := fmt.Sprintf("export VAULT_ADDR=%s VAULT_TOKEN=%s", st.vault.Address, st.vault.Token)
+	if st.redis != nil {
+		host, port, err := net.SplitHostPort(st.redis.set.Nodes[0].Addr)
+		if err != nil {
+			return err
+		}
+		export += fmt.Sprintf(" REDIS_HOST=%s REDIS_PORT=%s", host, port)
+	}
 	if _, err := exec.LookPath("vault"); err != nil {
 		export += " PATH=" + filepath.Dir(st.vault.Binary()) + ":$PATH"
 	}
@@ -449,6 +457,7 @@ func develop(ctx context.Context, s *screen) (err error) {
 	if st.redis != nil {
 		s.say("Redis is at %s, its admin %s with password %s.", st.redis.set.Nodes[0].Addr, servers.RedisAdmin, servers.RedisAdminPassword)
 	}
+	s.say("docs/tutorial.md goes on from here.")
 	s.say("Vault's log is %s. Ctrl-C ends it all.", st.vault.LogPath)
 	<-ctx.Done()
 	return nil

@@ -14,6 +14,7 @@ import (
 
 func TestConsumers(t *testing.T) {
 	b := newBed(t)
+	t.Run("guide", func(t *testing.T) { toPods(t, b) })
 	t.Run("together", func(t *testing.T) {
 		for name, test := range map[string]func(*scene){
 			"every-pod": everyPod,

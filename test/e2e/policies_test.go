@@ -21,7 +21,7 @@ import (
 const (
 	nobodyElse = ""
 	admin      = "admin"
-	looks      = "admin operator auditor"
+	looks      = "admin operator auditor emergency"
 	steers     = "admin operator"
 )
 
@@ -58,6 +58,10 @@ var matrix = []access{
 	{"PATCH", "roles/absent", admin},
 	{"DELETE", "roles/absent", admin},
 	{"DELETE", "roles/absent?abandon=true", admin},
+	{"GET", "deleted", "admin auditor"},
+	{"LIST", "deleted/", "admin auditor"},
+	{"GET", "deleted/absent", "admin auditor"},
+	{"PUT", "restore/absent", admin},
 
 	{"GET", "creds/absent", nobodyElse},
 	{"GET", "data/session-state-service", "reader"},
@@ -75,6 +79,10 @@ var matrix = []access{
 	{"PUT", "rotate/postgresql", admin},
 	{"PUT", "rotate/postgresql/absent", admin},
 	{"PUT", "rotate/all", admin},
+	{"PUT", "emergency/rotate/redis", "emergency"},
+	{"PUT", "emergency/rotate/redis/absent", "emergency"},
+	{"PUT", "emergency/rotate/postgresql", "emergency"},
+	{"PUT", "emergency/rotate/all", "emergency"},
 	{"PUT", "rollback/redis/absent", steers},
 	{"PUT", "rollback/postgresql/absent", admin},
 	{"PUT", "retire/redis/absent", steers},
@@ -83,8 +91,8 @@ var matrix = []access{
 	{"PUT", "reconcile/postgresql/absent", admin},
 	{"PUT", "ack/redis/absent", steers},
 	{"PUT", "ack/postgresql/absent", admin},
-	{"GET", "verify/redis/absent", steers},
-	{"GET", "verify/postgresql/absent", admin},
+	{"GET", "verify/redis/absent", steers + " emergency"},
+	{"GET", "verify/postgresql/absent", "admin emergency"},
 	{"PUT", "cancel/absent", steers},
 	{"PUT", "resume/absent", steers},
 
@@ -113,7 +121,7 @@ func TestPolicies(t *testing.T) {
 	root := vault.Client()
 	files, err := filepath.Glob("../../deploy/policies/*.hcl")
 	require.NoError(t, err)
-	require.Len(t, files, 5)
+	require.Len(t, files, 6)
 	tokens := map[string]string{"": ""}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".hcl")

@@ -1,4 +1,5 @@
-// Package leaks finds goroutines that tests have left running.
+// Package leaks finds what tests have let out: goroutines that are left running, and
+// secrets in what anybody may see.
 package leaks
 
 import (
@@ -14,12 +15,15 @@ import (
 // for less than half a second, in which a busy machine may not get to them.
 const patience = 30 * time.Second
 
-// Main runs the tests of a package, and then looks for what they left. It is
-// called by TestMain and does not return.
+// Main runs the tests of a package, and then looks for what they left, and for planted
+// secrets. It is called by TestMain and does not return.
 func Main(m *testing.M, options ...goleak.Option) {
 	code := m.Run()
-	if code == 0 {
-		if err := Find(options...); err != nil {
+	for _, look := range []func() error{Leaked, func() error { return Find(options...) }} {
+		if code != 0 {
+			break
+		}
+		if err := look(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}

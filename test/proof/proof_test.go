@@ -256,14 +256,18 @@ func until(ctx context.Context, within time.Duration, try func(context.Context) 
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	var said error // before time was up: a call that it has cut short says nothing
 	for {
 		err := try(ctx)
 		if err == nil {
 			return nil
 		}
+		if said == nil || ctx.Err() == nil {
+			said = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("not within %s: %w", within, err)
+			return fmt.Errorf("not within %s: %w", within, said)
 		case <-tick.C:
 		}
 	}

@@ -3,12 +3,9 @@ package proof_test
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +17,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -327,7 +325,7 @@ func (r *recording) search() (size int, found []string) {
 	for where, text := range r.texts {
 		size += text.Len()
 		for secret, what := range r.secrets {
-			for form, shape := range shapes(secret) {
+			for form, shape := range leaks.Shapes(secret) {
 				if bytes.Contains(text.Bytes(), []byte(shape)) {
 					found = append(found, fmt.Sprintf("%s holds %s (%s)", where, what, form))
 				}
@@ -335,47 +333,4 @@ func (r *recording) search() (size int, found []string) {
 		}
 	}
 	return size, found
-}
-
-// shapes is how a secret may look to somebody who finds it.
-func shapes(secret string) map[string]string {
-	inJSON, _ := json.Marshal(secret)
-	all := map[string]string{
-		"plain": secret, "in JSON": strings.Trim(string(inJSON), `"`), "quoted by Go": strings.Trim(fmt.Sprintf("%q", secret), `"`),
-		"hexadecimal": hex.EncodeToString([]byte(secret)), "HEXADECIMAL": strings.ToUpper(hex.EncodeToString([]byte(secret))),
-		"in a query": url.QueryEscape(secret), "in a path": url.PathEscape(secret),
-		"SHA-256": hashOf(secret),
-	}
-	// In base64 of something longer it looks different for each of the three
-	// places where it may begin; what its neighbours decide is left out.
-	for shift := range 3 {
-		encoded := base64.RawStdEncoding.EncodeToString([]byte(strings.Repeat("\x00", shift) + secret))
-		inner := encoded[[3]int{0, 2, 3}[shift] : len(encoded)-1]
-		all[fmt.Sprintf("base64, %d", shift)] = inner
-		all[fmt.Sprintf("base64url, %d", shift)] = strings.NewReplacer("+", "-", "/", "_").Replace(inner)
-	}
-	return all
-}
-
-// TestShapes: the search finds a secret wherever something else surrounds it.
-func TestShapes(t *testing.T) {
-	const secret = `p@ss w/ord+&"q"`
-	for before := range 6 {
-		text := strings.Repeat("x", before) + secret + "and more"
-		held := func(encoded string) bool {
-			for _, shape := range shapes(secret) {
-				if strings.Contains(encoded, shape) {
-					return true
-				}
-			}
-			return false
-		}
-		require.True(t, held(text))
-		require.True(t, held(base64.StdEncoding.EncodeToString([]byte(text))), before)
-		require.True(t, held(base64.RawURLEncoding.EncodeToString([]byte(text))), before)
-		require.True(t, held(hex.EncodeToString([]byte(text))))
-		require.True(t, held(url.Values{"k": {text}}.Encode()))
-		require.True(t, held(fmt.Sprintf("%q", text)))
-		require.False(t, held("something else entirely"))
-	}
 }

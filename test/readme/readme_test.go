@@ -40,8 +40,16 @@ func steps(t *testing.T, file string) []step {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(root, file))
 	require.NoError(t, err)
+	out := stepsOf(t, file, string(text))
+	require.NotEmpty(t, out, "%s has no console block", file)
+	return out
+}
+
+// stepsOf reads those of a part of a document.
+func stepsOf(t *testing.T, file, text string) []step {
+	t.Helper()
 	var out []step
-	for _, block := range consoleBlock.FindAllStringSubmatch(string(text), -1) {
+	for _, block := range consoleBlock.FindAllStringSubmatch(text, -1) {
 		for line := range strings.Lines(strings.ReplaceAll(block[1], "\\\n", " ")) {
 			line = strings.TrimSpace(line)
 			if command, ok := strings.CutPrefix(line, "$ "); ok {
@@ -53,7 +61,6 @@ func steps(t *testing.T, file string) []step {
 			last.shown = append(last.shown, line)
 		}
 	}
-	require.NotEmpty(t, out, "%s has no console block", file)
 	return out
 }
 
@@ -98,8 +105,14 @@ func newShell(t *testing.T, vault *servers.Vault) shell {
 // the documentation uses.
 func (s shell) play(t *testing.T, inDocs, address string, all []step) {
 	t.Helper()
+	s.playWith(t, strings.NewReplacer(inDocs, address), all)
+}
+
+// playWith is play with several of them.
+func (s shell) playWith(t *testing.T, addresses *strings.Replacer, all []step) {
+	t.Helper()
 	for _, st := range all {
-		out := s.run(t, strings.ReplaceAll(st.command, inDocs, address))
+		out := s.run(t, addresses.Replace(st.command))
 		for _, line := range st.shown {
 			require.True(t, prints(out, line), "$ %s\nis shown to print\n\t%s\nand printed\n%s", st.command, line, out)
 		}
@@ -115,7 +128,7 @@ func TestTour(t *testing.T) {
 	sh.play(t, redisInDocs, redis.Addr, steps(t, "README.md"))
 
 	t.Run("policy", func(t *testing.T) {
-		token, err := vault.TokenFor(t.Context(), "from-the-readme", block(t, "hcl"))
+		token, err := vault.TokenFor(t.Context(), "from-the-readme", block(t, "README.md", "hcl"))
 		require.NoError(t, err)
 		client := vault.Client()
 		client.SetToken(token)
@@ -130,14 +143,22 @@ func TestTour(t *testing.T) {
 	})
 }
 
-// block is the first block of the README in a language.
-func block(t *testing.T, language string) string {
+// block is the first block of a document in a language.
+func block(t *testing.T, file, language string) string {
 	t.Helper()
-	text, err := os.ReadFile(root + "README.md")
+	return blocks(t, file, language)[0]
+}
+
+// blocks are all of them.
+func blocks(t *testing.T, file, language string) (all []string) {
+	t.Helper()
+	text, err := os.ReadFile(root + file)
 	require.NoError(t, err)
-	found := regexp.MustCompile("(?s)```" + language + "\n(.*?)```").FindSubmatch(text)
-	require.NotNil(t, found, "README.md has no %s block", language)
-	return string(found[1])
+	for _, m := range regexp.MustCompile("(?s)```"+language+"\n(.*?)```").FindAllSubmatch(text, -1) {
+		all = append(all, string(m[1]))
+	}
+	require.NotEmpty(t, all, "%s has no %s block", file, language)
+	return all
 }
 
 // TestInstallation registers and mounts the plugin as the README says, with
@@ -147,28 +168,35 @@ func TestInstallation(t *testing.T) {
 	vault := servers.NewVault(t, servers.VaultOptions{NoMount: true, Dir: dir})
 	sh := newShell(t, vault)
 	require.NoError(t, os.Symlink(filepath.Join(dir, "plugins"), filepath.Join(sh.dir, "bin")))
-	sh.run(t, "set -e\n"+block(t, "sh"))
+	sh.run(t, "set -e\n"+block(t, "README.md", "sh"))
 	require.Contains(t, sh.run(t, "vault path-help harmonyflow/"), "rotate/")
 }
 
 // adminRule is the line of docs/reference/redis.md that makes an admin user.
 var adminRule = regexp.MustCompile(`(?m)^ACL SETUSER vault (.*)$`)
 
+const redisReference = "docs/reference/redis.md"
+
+// adminRights are those of the user vault, whose password is admin.
+func adminRights(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(root + redisReference)
+	require.NoError(t, err)
+	rule := adminRule.FindStringSubmatch(strings.ReplaceAll(string(text), "\\\n", " "))
+	require.NotNil(t, rule, "%s does not say how to make the user vault", redisReference)
+	return strings.Replace(rule[1], "PASSWORD", "admin", 1)
+}
+
 // TestRedisReference makes the admin user that the reference calls sufficient,
 // and does with it what the reference shows: on one server and on a cluster.
 func TestRedisReference(t *testing.T) {
-	const file = "docs/reference/redis.md"
-	text, err := os.ReadFile(root + file)
-	require.NoError(t, err)
-	rule := adminRule.FindStringSubmatch(strings.ReplaceAll(string(text), "\\\n", " "))
-	require.NotNil(t, rule, "%s does not say how to make the user vault", file)
-	users := servers.WithUsers("vault "+strings.Replace(rule[1], "PASSWORD", "admin", 1), "app on >first ~* +@all")
+	users := servers.WithUsers("vault "+adminRights(t), "app on >first ~* +@all")
 
 	vault := servers.NewVault(t, servers.VaultOptions{NoMount: true})
 	// A mount that stays: Vault ends the plugin's process with the last mount, and
 	// who mounts at that moment would meet its end.
 	require.NoError(t, vault.Mount(t.Context(), "stays"))
-	_, err = vault.Client().Logical().ReadWithContext(t.Context(), "stays/config")
+	_, err := vault.Client().Logical().ReadWithContext(t.Context(), "stays/config")
 	require.NoError(t, err)
 	for name, addr := range map[string]string{
 		"standalone": servers.Redis(t, users).Addr,
@@ -181,7 +209,7 @@ func TestRedisReference(t *testing.T) {
 			sh := newShell(t, vault)
 			sh.file(t, "admin.password", "admin")
 			sh.file(t, "app.password", "first")
-			sh.play(t, redisInDocs, addr, steps(t, file))
+			sh.play(t, redisInDocs, addr, steps(t, redisReference))
 		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -15,29 +16,57 @@ import (
 type Proxy struct {
 	listener net.Listener
 	target   string
+	owner    func(client net.Addr) string
 	wg       sync.WaitGroup
 
 	mu       sync.Mutex
 	closed   bool
-	conns    map[net.Conn]struct{}
+	conns    map[net.Conn]*party
 	faults   faults
+	isolated int // what Isolate has kept from its way
 	captured *bytes.Buffer
+}
+
+// party is who has the client's end of a connection. That is found out when it
+// matters, and asked again until it is known: the kernel's table of sockets changes
+// while it is read, and may leave one out.
+type party struct {
+	client net.Addr
+	mu     sync.Mutex
+	name   string
+}
+
+func (p *Proxy) ownerOf(who *party) string {
+	who.mu.Lock()
+	defer who.mu.Unlock()
+	if who.name == "" {
+		who.name = p.owner(who.client)
+	}
+	return who.name
 }
 
 type faults struct {
 	toServer, toClient time.Duration
 	blackhole, cut     bool
+	isolated           string // owner
+	silent             bool
 	loseReplies        bool
 	loseReplyTo        []byte
 }
 
 // NewProxy listens on a loopback port and forwards to target.
 func NewProxy(target string) (*Proxy, error) {
+	return NewOwnedProxy(target, func(net.Addr) string { return "" })
+}
+
+// NewOwnedProxy is NewProxy for clients of several owners, which owner tells from
+// the client's end of a connection; Isolate disturbs those of one of them.
+func NewOwnedProxy(target string, owner func(client net.Addr) string) (*Proxy, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for the proxy of %s: %w", target, err)
 	}
-	p := &Proxy{listener: l, target: target, conns: map[net.Conn]struct{}{}}
+	p := &Proxy{listener: l, target: target, owner: owner, conns: map[net.Conn]*party{}}
 	p.wg.Go(p.accept)
 	return p, nil
 }
@@ -70,8 +99,35 @@ func (p *Proxy) LoseReplyTo(text string) {
 func (p *Proxy) Cut(on bool) {
 	p.set(func(f *faults) { f.cut = on })
 	if on {
-		p.dropConns()
+		p.dropConns("")
 	}
+}
+
+// Isolate cuts the connections of one owner, those that it makes from now on
+// included. When silent, they stay open and nothing arrives, as when a cable is
+// pulled.
+func (p *Proxy) Isolate(owner string, silent bool) {
+	p.set(func(f *faults) { f.isolated, f.silent = owner, silent })
+	if !silent {
+		dropped := p.dropConns(owner)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.isolated += dropped
+	}
+}
+
+// Rejoin ends Isolate, and says how many connections or messages that has kept from
+// their way. Connections that have lost something end.
+func (p *Proxy) Rejoin() (kept int) {
+	p.mu.Lock()
+	owner := p.faults.isolated
+	p.faults.isolated = ""
+	kept, p.isolated = p.isolated, 0
+	p.mu.Unlock()
+	if owner != "" {
+		p.dropConns(owner)
+	}
+	return kept
 }
 
 // Heal switches every fault off.
@@ -100,7 +156,7 @@ func (p *Proxy) Close() error {
 	p.closed = true
 	p.mu.Unlock()
 	err := p.listener.Close()
-	p.dropConns()
+	p.dropConns("")
 	p.wg.Wait()
 	if errors.Is(err, net.ErrClosed) {
 		return nil
@@ -114,12 +170,19 @@ func (p *Proxy) set(change func(*faults)) {
 	change(&p.faults)
 }
 
-func (p *Proxy) dropConns() {
+// dropConns closes the connections of owner, of every one when it is "", and says
+// how many they were.
+func (p *Proxy) dropConns(owner string) (dropped int) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for c := range p.conns {
-		_ = c.Close()
+	conns := maps.Clone(p.conns)
+	p.mu.Unlock()
+	for c, who := range conns {
+		if owner == "" || p.ownerOf(who) == owner {
+			_ = c.Close()
+			dropped++
+		}
 	}
+	return dropped
 }
 
 func (p *Proxy) accept() {
@@ -134,14 +197,29 @@ func (p *Proxy) accept() {
 
 // track registers c so that Cut and Close can end it. It reports false, and
 // closes c, where connections are not wanted now.
-func (p *Proxy) track(c net.Conn) bool {
+func (p *Proxy) track(c net.Conn, who *party) bool {
+	shut := p.isolates(who, false)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || p.faults.cut {
+	if p.closed || p.faults.cut || shut {
 		_ = c.Close()
 		return false
 	}
-	p.conns[c] = struct{}{}
+	p.conns[c] = who
+	return true
+}
+
+// isolates reports whether who is cut off, in the one way or the other.
+func (p *Proxy) isolates(who *party, silent bool) bool {
+	p.mu.Lock()
+	f := p.faults
+	p.mu.Unlock()
+	if f.isolated == "" || f.silent != silent || p.ownerOf(who) != f.isolated {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.isolated++
 	return true
 }
 
@@ -153,12 +231,13 @@ func (p *Proxy) forget(c net.Conn) {
 }
 
 func (p *Proxy) serve(client net.Conn) {
-	if !p.track(client) {
+	who := &party{client: client.RemoteAddr()}
+	if !p.track(client, who) {
 		return
 	}
 	defer p.forget(client)
 	server, err := net.Dial("tcp", p.target)
-	if err != nil || !p.track(server) {
+	if err != nil || !p.track(server, who) {
 		return
 	}
 	defer p.forget(server)
@@ -168,7 +247,7 @@ func (p *Proxy) serve(client net.Conn) {
 		buf := make([]byte, 64<<10)
 		for {
 			n, err := src.Read(buf)
-			if n > 0 && pass(buf[:n]) {
+			if n > 0 && pass(buf[:n]) && !p.isolates(who, true) {
 				if _, werr := dst.Write(buf[:n]); werr != nil {
 					err = werr
 				}

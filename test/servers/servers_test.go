@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,6 +93,55 @@ func TestProxyFaults(t *testing.T) {
 	}
 }
 
+// A proxy for several cuts one of them off, on connections that are open, too.
+func TestProxyIsolatesAnOwner(t *testing.T) {
+	n := Redis(t, WithoutConfigFile())
+	own := map[string]string{}
+	var mu sync.Mutex
+	p, err := NewOwnedProxy(n.Addr, func(client net.Addr) string {
+		mu.Lock()
+		defer mu.Unlock()
+		return own[client.String()]
+	})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, p.Close()) }()
+
+	dial := func(owner string) net.Conn {
+		t.Helper()
+		// The owner is known before the proxy asks: its port is.
+		port, err := freePort()
+		require.NoError(t, err)
+		mu.Lock()
+		own[loopback(port)] = owner
+		mu.Unlock()
+		from := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}
+		c, err := (&net.Dialer{LocalAddr: from, Timeout: readyWithin}).Dial("tcp", p.Addr())
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+	const long, short = readyWithin, 200 * time.Millisecond
+	for _, silent := range []bool{false, true} {
+		one, other := dial("one"), dial("other")
+		require.NoError(t, pingOn(one, long))
+		require.NoError(t, pingOn(other, long))
+		p.Isolate("one", silent)
+		for _, c := range []net.Conn{one, dial("one")} {
+			err := pingOn(c, short)
+			var timeout net.Error
+			require.Error(t, err)
+			require.Equal(t, silent, errors.As(err, &timeout) && timeout.Timeout(), "silent %t: %v", silent, err)
+		}
+		require.NoError(t, pingOn(other, long))
+		require.NoError(t, pingOn(dial("other"), long))
+		require.GreaterOrEqual(t, p.Rejoin(), 2)
+		require.Zero(t, p.Rejoin())
+		require.Error(t, pingOn(one, long), "a connection that has lost something does not go on")
+		require.NoError(t, pingOn(dial("one"), long))
+		require.NoError(t, pingOn(other, long))
+	}
+}
+
 func ping(addr string, within time.Duration) error {
 	deadline := time.Now().Add(within)
 	c, err := net.DialTimeout("tcp", addr, within)
@@ -99,13 +149,17 @@ func ping(addr string, within time.Duration) error {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	if err := c.SetDeadline(deadline); err != nil {
+	return pingOn(c, time.Until(deadline))
+}
+
+func pingOn(c net.Conn, within time.Duration) error {
+	if err := c.SetDeadline(time.Now().Add(within)); err != nil {
 		return err
 	}
 	if _, err := c.Write([]byte("PING\r\n")); err != nil {
 		return err
 	}
-	_, err = io.ReadFull(c, make([]byte, len("+PONG\r\n")))
+	_, err := io.ReadFull(c, make([]byte, len("+PONG\r\n")))
 	return err
 }
 

@@ -23,6 +23,9 @@ import (
 // PluginName is the name that the plugin is registered and mounted by.
 const PluginName = "vault-plugin-secrets-harmonyflow"
 
+// versionVariable is what the linker sets to the version of a release.
+const versionVariable = "github.com/harmonyflow/" + PluginName + "/backend/buildinfo.Version"
+
 // DefaultMount is where users mount the engine.
 const DefaultMount = "harmonyflow"
 
@@ -70,13 +73,15 @@ type Vault struct {
 	AuditPath string
 
 	options   VaultOptions
+	member    *member // of a VaultCluster; nil: it is alone
 	dir       string
 	pluginDir string
 	unsealKey string
 	client    *api.Client
 
-	mu      sync.Mutex
-	process *childProcess
+	mu        sync.Mutex
+	process   *childProcess
+	installed []string // files of the plugin in pluginDir, beside PluginName
 }
 
 // StartVault starts a Vault that is ready to use: unsealed, audited, the plugin
@@ -95,18 +100,23 @@ func StartVault(options VaultOptions) (_ *Vault, err error) {
 	// minutes.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*vaultStartTimeout)
 	defer cancel()
+	return v, v.begin(ctx)
+}
+
+// begin starts a Vault that nobody has used yet.
+func (v *Vault) begin(ctx context.Context) error {
 	if err := v.listen(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	if options.Raft {
+	if v.options.Raft {
 		if err := v.initialise(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := v.awaitActive(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	return v, v.setUp(ctx)
+	return v.setUp(ctx)
 }
 
 // NewVault is StartVault for a test, which fails when it cannot be started and
@@ -156,6 +166,9 @@ func (v *Vault) prepare() (err error) {
 	v.pluginDir = filepath.Join(v.dir, "plugins")
 	v.LogPath = filepath.Join(v.dir, "vault.log")
 	v.AuditPath = filepath.Join(v.dir, "audit.log")
+	if v.member != nil { // the path is part of what members share
+		v.AuditPath = filepath.Join(filepath.Dir(v.dir), "audit.log")
+	}
 	for _, name := range []string{"plugins", "data", "bin"} {
 		if err := os.MkdirAll(filepath.Join(v.dir, name), 0o700); err != nil {
 			return err
@@ -200,12 +213,23 @@ func (v *Vault) useAddress(port int) error {
 	if !v.options.Raft {
 		v.Token = rand.Text()
 	}
+	if v.member != nil {
+		v.Address = "https://" + loopback(port)
+		if err := v.member.listen(port); err != nil {
+			return err
+		}
+	}
 	config := api.DefaultConfig()
 	if config.Error != nil {
 		return config.Error
 	}
 	config.Address = v.Address
 	config.MaxRetries = 0
+	if v.member != nil {
+		if err := config.ConfigureTLS(&api.TLSConfig{CACertBytes: []byte(v.member.cluster.ca.PEM)}); err != nil {
+			return err
+		}
+	}
 	client, err := api.NewClient(config)
 	if err != nil {
 		return err
@@ -221,6 +245,9 @@ func (v *Vault) config(port int) []byte {
 		return fmt.Appendf(nil, "disable_mlock = true\nraw_storage_endpoint = %t\n", v.options.RawStorage)
 	}
 	listen, cluster := loopback(port), loopback(port+10000) // freePort found both free
+	if v.member != nil {
+		return v.member.config(v, listen, cluster)
+	}
 	return fmt.Appendf(nil, `
 disable_mlock        = true
 ui                   = false
@@ -347,6 +374,62 @@ func (v *Vault) setUp(ctx context.Context) error {
 	return v.Mount(ctx, DefaultMount)
 }
 
+// Install builds the plugin as a release of that version and registers it in
+// the catalog, beside the one that is mounted.
+func (v *Vault) Install(ctx context.Context, version string) error {
+	return release(ctx, v, []*Vault{v}, version)
+}
+
+// InstallBuilt registers the plugin at path, which was built as a release of that
+// version, beside the one that is mounted.
+func (v *Vault) InstallBuilt(ctx context.Context, version, path string) error {
+	return install(ctx, v, []*Vault{v}, path, PluginName+"-"+version, &api.RegisterPluginInput{Name: PluginName, Version: version})
+}
+
+// release puts a release of that version into the plugin folder of every node, and
+// registers it at one of them.
+func release(ctx context.Context, at *Vault, nodes []*Vault, version string) error {
+	built, err := goBuild("plugin-"+version, "./cmd/"+PluginName, "CGO_ENABLED=0", "-trimpath", "-ldflags=-X "+versionVariable+"="+version)
+	if err != nil {
+		return err
+	}
+	return install(ctx, at, nodes, built, PluginName+"-"+version, &api.RegisterPluginInput{Name: PluginName, Version: version})
+}
+
+// MountOther registers another secrets engine, the program at path, and mounts it
+// at name.
+func (v *Vault) MountOther(ctx context.Context, name, path string) error {
+	if err := install(ctx, v, []*Vault{v}, path, name, &api.RegisterPluginInput{Name: name}); err != nil {
+		return err
+	}
+	if err := v.client.Sys().MountWithContext(ctx, name, &api.MountInput{Type: name}); err != nil {
+		return fmt.Errorf("mounting %s: %w", name, err)
+	}
+	return nil
+}
+
+// install puts a program beside the plugin of every node, and registers it at one of
+// them as in.
+func install(ctx context.Context, at *Vault, nodes []*Vault, path, command string, in *api.RegisterPluginInput) error {
+	sum, err := fileSHA256(path)
+	if err != nil {
+		return err
+	}
+	for _, v := range nodes {
+		if err := copyFile(filepath.Join(v.pluginDir, command), path); err != nil {
+			return err
+		}
+		v.mu.Lock()
+		v.installed = append(v.installed, command)
+		v.mu.Unlock()
+	}
+	in.Type, in.Command, in.SHA256, in.Env = api.PluginTypeSecrets, command, sum, at.options.PluginEnv
+	if err := at.client.Sys().RegisterPluginWithContext(ctx, in); err != nil {
+		return fmt.Errorf("registering %s: %w", command, err)
+	}
+	return nil
+}
+
 // Mount mounts the engine at path.
 func (v *Vault) Mount(ctx context.Context, path string) error {
 	if err := v.client.Sys().MountWithContext(ctx, path, &api.MountInput{Type: PluginName}); err != nil {
@@ -388,7 +471,11 @@ func (v *Vault) TokenFor(ctx context.Context, name, policy string) (string, erro
 // Env is the environment in which `vault …` talks to this Vault as root.
 func (v *Vault) Env() []string {
 	path := filepath.Join(v.dir, "bin") + string(os.PathListSeparator) + os.Getenv("PATH")
-	return append(vaultEnvironment(), "VAULT_ADDR="+v.Address, "VAULT_TOKEN="+v.Token, "PATH="+path)
+	env := append(vaultEnvironment(), "VAULT_ADDR="+v.Address, "VAULT_TOKEN="+v.Token, "PATH="+path)
+	if v.member != nil {
+		env = append(env, "VAULT_CACERT="+v.member.file("ca.pem"))
+	}
+	return env
 }
 
 // Binary is the vault program.
@@ -465,8 +552,8 @@ func (v *Vault) Kill() error {
 	return err
 }
 
-// Restart starts Vault again on the same data and address, and unseals it. One
-// that still runs is stopped first. The plugins of the one before are gone when
+// Restart starts Vault again on the same data and address, and unseals it. A
+// member of a cluster need not become its active node. One that still runs is stopped first. The plugins of the one before are gone when
 // Restart returns, as they are on a machine that came up anew.
 func (v *Vault) Restart(ctx context.Context) error {
 	if !v.options.Raft {
@@ -480,6 +567,9 @@ func (v *Vault) Restart(ctx context.Context) error {
 	}
 	if err := v.Unseal(ctx); err != nil {
 		return err
+	}
+	if v.member != nil {
+		return v.awaitUnsealed(ctx)
 	}
 	return v.awaitActive(ctx)
 }
@@ -521,7 +611,18 @@ func (v *Vault) current() *childProcess {
 }
 
 func (v *Vault) pluginProcesses() ([]processInfo, error) {
-	return processesOf(filepath.Join(v.pluginDir, PluginName))
+	v.mu.Lock()
+	commands := append([]string{PluginName}, v.installed...)
+	v.mu.Unlock()
+	var all []processInfo
+	for _, command := range commands {
+		some, err := processesOf(filepath.Join(v.pluginDir, command))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+	}
+	return all, nil
 }
 
 // Log is everything the server and its plugins have printed.
@@ -576,14 +677,21 @@ func BuildPlugin(race bool) (string, error) {
 }
 
 var (
-	buildPlugin     = sync.OnceValues(func() (string, error) { return goBuildPlugin("plugin", "CGO_ENABLED=0") })
-	buildRacePlugin = sync.OnceValues(func() (string, error) { return goBuildPlugin("plugin-race", "CGO_ENABLED=1", "-race") })
+	buildPlugin     = sync.OnceValues(func() (string, error) { return goBuild("plugin", "./cmd/"+PluginName, "CGO_ENABLED=0", "-trimpath") })
+	buildRacePlugin = sync.OnceValues(func() (string, error) { return goBuild("plugin-race", "./cmd/"+PluginName, "CGO_ENABLED=1", "-race") })
 )
 
-// goBuildPlugin builds into the user's cache, in a folder that belongs to this
+// Build builds a program of this checkout, the package at path (./cmd/…), and
+// returns where it is.
+func Build(name, path string) (string, error) {
+	return goBuild(name, path, "CGO_ENABLED=0", "-trimpath")
+}
+
+// goBuild builds into the user's cache, in a folder that belongs to this
 // checkout. Test processes that build at the same time each rename a whole
-// file into place.
-func goBuildPlugin(name, cgo string, flags ...string) (string, error) {
+// file into place. With -race it compiles as the tests are compiled, and otherwise
+// as a release is, so that what one has compiled the other finds.
+func goBuild(name, path, cgo string, flags ...string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
@@ -604,14 +712,14 @@ func goBuildPlugin(name, cgo string, flags ...string) (string, error) {
 	temporary.Close()
 	defer os.Remove(temporary.Name())
 	args := append([]string{"build", "-buildvcs=false", "-o", temporary.Name()}, flags...)
-	command := exec.Command("go", append(args, "./cmd/"+PluginName)...)
+	command := exec.Command("go", append(args, path)...)
 	command.Dir = root
 	command.Env = append(os.Environ(), cgo, "GOOS=", "GOARCH=")
 	if out, err := command.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the plugin: %w\n%s", err, out)
+		return "", fmt.Errorf("building %s: %w\n%s", path, err, out)
 	}
-	path := filepath.Join(dir, name)
-	return path, os.Rename(temporary.Name(), path)
+	built := filepath.Join(dir, name)
+	return built, os.Rename(temporary.Name(), built)
 }
 
 // moduleRoot is the folder of the go.mod above the working directory, which is
