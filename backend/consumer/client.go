@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	appsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	authenticationv1 "k8s.io/client-go/kubernetes/typed/authentication/v1"
@@ -47,6 +49,7 @@ type cluster struct {
 	// http sends what no client of client-go does, with the token, to host alone.
 	http  *http.Client
 	close func()
+	lists *semaphore.Weighted
 }
 
 // clients are those of client-go that are needed: there are many more.
@@ -119,12 +122,18 @@ func podLogin(name, folder string) (login, error) {
 	return login{host: "https://" + net.JoinHostPort(host, port), token: token, tls: connection.TLS{CA: ca}}, nil
 }
 
-// Bounds on what an API server says: in one answer, and in all of one step. A page of
-// the largest pods has less than the first.
+// Bounds on what an API server says: about an object, which etcd takes no more than a
+// megabyte and a half of; in a page of a list; and in all of one step. Objects are read
+// several at a time, and lists one after another.
 const (
-	maxAnswer = 32 << 20
+	maxObject = 4 << 20
+	maxPage   = 8 << 20
 	maxStep   = 512 << 20
 )
+
+// perPage is how much of a list is asked for at once, and a quarter of that where it has
+// no room in a page.
+const perPage = 250
 
 // bearer shows the token to the API server, and to nobody else. Of its answers no more
 // is read than is bounded: client-go reads them to their end.
@@ -145,7 +154,11 @@ func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	resp, err := b.next.RoundTrip(r)
 	if err == nil {
-		resp.Body = bounded.Body(resp.Body, maxAnswer, b.budget)
+		most := int64(maxObject)
+		if r.URL.Query().Has("limit") {
+			most = maxPage
+		}
+		resp.Body = bounded.Body(resp.Body, most, b.budget)
 	}
 	return resp, err
 }
@@ -178,11 +191,34 @@ func dial(e *connection.Entry, folder string) (*cluster, error) {
 		RateLimiter:    flowcontrol.NewTokenBucketRateLimiter(requestsPerSecond, requestsAtOnce),
 		WarningHandler: rest.NoWarnings{},
 	}
-	c := &cluster{name: e.Name, host: l.host, token: l.token, manager: managerOf(e), http: client, close: transport.CloseIdleConnections}
+	c := &cluster{name: e.Name, host: l.host, token: l.token, manager: managerOf(e), http: client, close: transport.CloseIdleConnections, lists: semaphore.NewWeighted(1)}
 	if c.clients, err = newClients(config, client); err != nil {
 		return nil, kind.Definitely("connection %q cannot be used; write connections/%s again", e.Name, e.Name)
 	}
 	return c, nil
+}
+
+// listed reads all pages of a list of what has the labels of a selector; "": all.
+func listed[T any](ctx context.Context, c *cluster, selector string, page func(metav1.ListOptions) ([]T, string, error)) (out []T, err error) {
+	o := metav1.ListOptions{LabelSelector: selector, Limit: perPage}
+	for {
+		if err := c.lists.Acquire(ctx, 1); err != nil {
+			return nil, err
+		}
+		items, next, err := page(o)
+		c.lists.Release(1)
+		if errors.Is(err, bounded.ErrTooMuch) && o.Limit > 1 {
+			o.Limit = max(1, o.Limit/4)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, items...)
+		if o.Continue = next; next == "" {
+			return out, nil
+		}
+	}
 }
 
 func userAgent() string { return "vault-plugin-secrets-harmonyflow/" + buildinfo.Version }

@@ -161,15 +161,21 @@ func (s *step) externals(ctx context.Context) ([]*external, error) {
 			add(o)
 			continue
 		}
-		all, err := client.List(ctx, metav1.ListOptions{LabelSelector: one})
+		all, err := listed(ctx, s.cluster, one, func(o metav1.ListOptions) ([]unstructured.Unstructured, string, error) {
+			page, err := client.List(ctx, o)
+			if err != nil {
+				return nil, "", err
+			}
+			return page.Items, page.GetContinue(), nil
+		})
 		if err != nil {
 			return nil, err
 		}
-		if len(all.Items) == 0 {
+		if len(all) == 0 {
 			return nil, kind.Definitely("no ExternalSecret of namespace %q has the labels %s; check external_secrets of the consumer", s.c.Namespace, one)
 		}
-		for i := range all.Items {
-			add(&all.Items[i])
+		for i := range all {
+			add(&all[i])
 		}
 	}
 	return out, s.parents(ctx, out)

@@ -10,12 +10,15 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
@@ -212,6 +215,9 @@ func TestClusterWithoutEnd(t *testing.T) {
 				_, err = w.Write(block)
 			}
 		},
+		"objects of the largest size": func(w http.ResponseWriter, r *http.Request) {
+			_ = json.NewEncoder(w).Encode(hostileObject(r, strings.Repeat("x", (maxPage-1<<20)/16)))
+		},
 		"one that is compressed": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			_, _ = w.Write(bomb(t))
@@ -249,7 +255,7 @@ func TestClusterWithoutEnd(t *testing.T) {
 			given, before := everything(t, k, c, d, 8*time.Second)
 			took := time.Since(began)
 			close(stop)
-			require.Less(t, <-most, uint64(8*maxAnswer))
+			require.Less(t, <-most, uint64(256<<20))
 			require.Less(t, took, 30*time.Second)
 			require.Positive(t, asked.Load())
 			require.Less(t, len(given)+len(before), 1<<20)
@@ -291,8 +297,8 @@ func TestBearerIsBounded(t *testing.T) {
 	c, err := dial(e, podFolder)
 	require.NoError(t, err)
 	defer c.close()
-	read := func() int64 {
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.host, nil)
+	read := func(query string) int64 {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.host+query, nil)
 		require.NoError(t, err)
 		resp, err := c.http.Do(r)
 		require.NoError(t, err)
@@ -301,10 +307,11 @@ func TestBearerIsBounded(t *testing.T) {
 		require.ErrorIs(t, err, bounded.ErrTooMuch)
 		return n
 	}
-	all := int64(0)
-	for range maxStep/maxAnswer + 2 {
-		n := read()
-		require.LessOrEqual(t, n, int64(maxAnswer))
+	all := read("/api/v1/namespaces/app/secrets/app")
+	require.LessOrEqual(t, all, int64(maxObject))
+	for range maxStep/maxPage + 2 {
+		n := read("/api/v1/namespaces/app/pods?limit=250")
+		require.LessOrEqual(t, n, int64(maxPage))
 		all += n
 	}
 	require.LessOrEqual(t, all, int64(maxStep))
@@ -345,4 +352,36 @@ func bomb(t *testing.T) []byte {
 	}
 	require.NoError(t, w.Close())
 	return out.Bytes()
+}
+
+// TestListsOfLargeObjects: what has no room in a page comes in smaller ones.
+func TestListsOfLargeObjects(t *testing.T) {
+	t.Parallel()
+	const pods, size = 100, 100 << 10
+	var asked []string
+	e := apiServer(t, func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		asked = append(asked, q.Get("limit"))
+		from, _ := strconv.Atoi(q.Get("continue"))
+		limit, _ := strconv.Atoi(q.Get("limit"))
+		list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}}
+		for i := from; i < min(pods, from+limit); i++ {
+			list.Items = append(list.Items, corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint(i), Annotations: map[string]string{"large": strings.Repeat("x", size)}}})
+		}
+		if from+limit < pods {
+			list.Continue = fmt.Sprint(from + limit)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(list)
+	})
+	c, err := dial(e, podFolder)
+	require.NoError(t, err)
+	defer c.close()
+	all, err := c.listPods(t.Context(), "app", "")
+	require.NoError(t, err)
+	require.Len(t, all, pods)
+	for i, p := range all {
+		require.Equal(t, fmt.Sprint(i), p.Name)
+	}
+	require.Equal(t, []string{"250", "62", "62"}, asked)
 }

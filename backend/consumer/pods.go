@@ -22,23 +22,15 @@ var patience = map[string]time.Duration{
 	"ErrImagePull":               time.Minute, // registries have their moments
 }
 
-// podsPerPage bounds one answer of the API server.
-const podsPerPage = 500
-
 // listPods lists the pods that have the labels of a selector; "": all.
 func (c *cluster) listPods(ctx context.Context, ns, selector string) ([]corev1.Pod, error) {
-	var out []corev1.Pod
-	o := metav1.ListOptions{LabelSelector: selector, Limit: podsPerPage}
-	for {
+	return listed(ctx, c, selector, func(o metav1.ListOptions) ([]corev1.Pod, string, error) {
 		page, err := c.core.Pods(ns).List(ctx, o)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		out = append(out, page.Items...)
-		if o.Continue = page.Continue; o.Continue == "" {
-			return out, nil
-		}
-	}
+		return page.Items, page.Continue, nil
+	})
 }
 
 // ownedBy tells by names alone: reading ReplicaSets would need a right more.

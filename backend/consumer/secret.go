@@ -75,16 +75,22 @@ func (s *step) named(ctx context.Context, name string) ([]*secret, error) {
 		}
 		return []*secret{one}, nil
 	}
-	all, err := s.core.Secrets(s.c.Namespace).List(ctx, metav1.ListOptions{LabelSelector: name})
+	all, err := listed(ctx, s.cluster, name, func(o metav1.ListOptions) ([]corev1.Secret, string, error) {
+		page, err := s.core.Secrets(s.c.Namespace).List(ctx, o)
+		if err != nil {
+			return nil, "", err
+		}
+		return page.Items, page.Continue, nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	if len(all.Items) == 0 {
+	if len(all) == 0 {
 		return nil, kind.Definitely("no Secret of namespace %q has the labels %s; check secrets of the consumer", s.c.Namespace, name)
 	}
-	out := make([]*secret, len(all.Items))
-	for i := range all.Items {
-		out[i] = ofSecret(&all.Items[i])
+	out := make([]*secret, len(all))
+	for i := range all {
+		out[i] = ofSecret(&all[i])
 	}
 	return out, nil
 }

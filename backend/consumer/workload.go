@@ -184,24 +184,11 @@ func (s *step) strange(r ref) error {
 	return unsure("the cluster of connection %q answers about something else than %s %s; check that host leads to an API server", s.cluster.name, r.kind, r.name)
 }
 
-// workloadsPerPage bounds one answer of the API server.
-const workloadsPerPage = 500
-
 // listWorkloads lists those of a kind that have the labels of a selector; "": all.
 func (s *step) listWorkloads(ctx context.Context, of, selector string) ([]*workload, error) {
-	o := metav1.ListOptions{LabelSelector: selector, Limit: workloadsPerPage}
-	var out []*workload
-	for {
-		page, next, err := s.pageOfWorkloads(ctx, of, o)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, page...)
-		if o.Continue = next; next == "" {
-			slices.SortFunc(out, func(a, b *workload) int { return strings.Compare(a.name, b.name) })
-			return out, nil
-		}
-	}
+	out, err := listed(ctx, s.cluster, selector, func(o metav1.ListOptions) ([]*workload, string, error) { return s.pageOfWorkloads(ctx, of, o) })
+	slices.SortFunc(out, func(a, b *workload) int { return strings.Compare(a.name, b.name) })
+	return out, err
 }
 
 func (s *step) pageOfWorkloads(ctx context.Context, of string, o metav1.ListOptions) (out []*workload, next string, err error) {
