@@ -30,6 +30,7 @@ type clusterWorld struct {
 	bad          map[string]bool // secrets that pods do not start with
 	rejects      string          // a role whose new secrets they do not start with
 	unsynced     string          // a consumer whose Secret does not come
+	surveyed     func()          // is called before each answer to a survey
 }
 
 // fakeConsumers is what one instance sees of clusters.
@@ -80,6 +81,12 @@ func (f *fakeConsumers) enter(ctx context.Context, name string) (fault, error) {
 func (f *fakeConsumers) Survey(ctx context.Context, consumer, _ string) Survey {
 	_, err := f.enter(ctx, "survey")
 	f.w.logf("cluster survey %s%s", consumer, note(err))
+	f.w.mu.Lock()
+	surveyed := f.w.clusters.surveyed
+	f.w.mu.Unlock()
+	if surveyed != nil {
+		surveyed()
+	}
 	return Survey{Err: err}
 }
 
