@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -332,7 +333,9 @@ func newSessions(s *scene) *sessions {
 	mux.HandleFunc("POST /v1/auth/login", h.serveLogin)
 	mux.HandleFunc("GET /v1/verify", func(rw http.ResponseWriter, r *http.Request) {
 		token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		if err := h.verified(token); err != nil {
+		if !h.serving() {
+			http.Error(rw, "there is no pod", http.StatusServiceUnavailable)
+		} else if err := h.verified(token); err != nil {
 			http.Error(rw, "no such session", http.StatusUnauthorized)
 		}
 	})
@@ -384,6 +387,11 @@ func verify(text string, has map[string]string) error {
 		}
 	}
 	return errors.New("no key of this pod has signed it")
+}
+
+// serving reports whether any pod is.
+func (h *sessions) serving() bool {
+	return slices.ContainsFunc(h.s.sim.Pods(h.s.ns, sessionsApp), func(p kube.SimulatedPod) bool { return p.Ready && !p.Gone })
 }
 
 // verified asks every pod that serves.
