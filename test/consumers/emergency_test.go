@@ -234,7 +234,13 @@ func (s *scene) thefts(cache *servers.RedisSet, db *servers.PostgresNode, queue 
 		if err != nil {
 			return err
 		}
-		return callAPI(ctx, h.Server, http.MethodGet, "/v1/verify", http.Header{"Authorization": {"Bearer " + text}})
+		if err := callAPI(ctx, h.Server, http.MethodGet, "/v1/verify", http.Header{"Authorization": {"Bearer " + text}}); err != nil {
+			return err
+		}
+		if !h.serving() {
+			return errors.New("there is no pod that could take it")
+		}
+		return nil
 	}
 	return append(out,
 		&theft{what: "PostgreSQL", try: func(ctx context.Context) error {
