@@ -13,13 +13,14 @@ tofu_compile() {
   export CGO_ENABLED=0 GOOS='' GOARCH='' GOFLAGS='-mod=readonly -buildvcs=false' GOWORK=off
   local provider=github.com/hashicorp/terraform-provider-vault version mirror
   # The provider's tag, v5, is no version that a Go module of this path could have.
-  version=$(cd "$root/test/tools/tofu-vault" && cat "$(go list -m -f '{{.Dir}}' "$provider")/version/VERSION")
+  cd "$root/test/tools/tofu-vault"
+  go mod download "$provider" || return 1
+  version=$(cat "$(go list -m -f '{{.Dir}}' "$provider")/version/VERSION") || return 1
   mirror=$OUT.d/providers/registry.opentofu.org/hashicorp/vault/$version/$(go env GOOS)_$(go env GOARCH)
   mkdir -p "$mirror"
-  cd "$root/test/tools/tofu-vault"
-  go build -v -trimpath -ldflags="-s -w" -o "$mirror/terraform-provider-vault_v$version" "$provider"
+  go build -v -trimpath -ldflags="-s -w" -o "$mirror/terraform-provider-vault_v$version" "$provider" || return 1
   cd "$root/test/tools/tofu"
-  go build -v -trimpath -ldflags="-s -w -X github.com/opentofu/opentofu/version.dev=no" -o "$OUT" github.com/opentofu/opentofu/cmd/tofu
+  go build -v -trimpath -ldflags="-s -w -X github.com/opentofu/opentofu/version.dev=no" -o "$OUT" github.com/opentofu/opentofu/cmd/tofu || return 1
   rm -rf "$(dirname "$OUT")/providers"
   mv "$OUT.d/providers" "$(dirname "$OUT")/providers"
 }
