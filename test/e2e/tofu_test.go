@@ -58,6 +58,7 @@ func TestTofu(t *testing.T) {
 	}
 	out, err := p.setUp()
 	require.NoError(t, err, out)
+	f.run("fmt", "-check")
 	f.run("init")
 
 	// What setup.sh has made is taken over: no secret changes, and no password is needed.
@@ -75,15 +76,13 @@ func TestTofu(t *testing.T) {
 	require.Empty(t, f.list("connections"))
 	f.works(old)
 
-	// From there the secrets are adopted again, an earlier key of tokens included.
-	_, err = p.client.KVv2("secret").Patch(t.Context(), "harmonyflow/session-state-service", map[string]any{"jwt-secret-previous": "jwt-access-of-the-runbook-before"})
-	require.NoError(t, err)
+	// From there the secrets are adopted again.
 	require.ErrorContains(t, f.try("apply", "-auto-approve"), "set REDIS_ADMIN_PASSWORD")
 	f.env = append(f.env, passwords(p.env)...)
 	f.run("apply", "-auto-approve")
 	f.planned(0)
 	f.works(old)
-	p.idle(map[string]any{}, "jwt-access", "jwt-refresh") // the earlier key has left
+	p.idle(map[string]any{}, "jwt-access", "jwt-refresh")
 	for _, s := range sevenSecrets {
 		s.standsWith(t, p.role(s.role))
 	}
@@ -387,27 +386,33 @@ func (f *tofu) whileRotating() {
 	f.idle(before, "admin-token")
 }
 
-// deletedByHand: a role that is gone is missed, not made anew over a password that the
-// engine does not know any more, and restored as what it was.
+// deletedByHand: a role that is gone is missed, and goes on with what it had.
 func (f *tofu) deletedByHand() {
 	f.t.Helper()
-	version := f.role("redis")["version"]
+	before, password := f.role("redis")["version"], f.now("redis")["password"]
 	_, err := f.client.Logical().DeleteWithContext(f.t.Context(), "harmonyflow/roles/redis")
 	require.NoError(f.t, err)
 	changes := f.planned(2)
 	require.Equal(f.t, []string{`vault_generic_endpoint.role["redis"]`}, slices.Collect(maps.Keys(changes)))
-	require.Error(f.t, f.try("apply", "-auto-approve"))
-	f.write("harmonyflow/restore/redis", nil)
-	// The failed creation is in no state, and what is there is taken over.
 	f.run("apply", "-auto-approve")
 	f.planned(0)
-	require.Equal(f.t, version, f.role("redis")["version"])
+	f.idle(map[string]any{"redis": before}, "redis")
+	require.Equal(f.t, password, f.now("redis")["password"])
+	_, err = f.redis.Do(f.t.Context(), "AUTH", "default", password)
+	require.NoError(f.t, err)
+
+	// The same by restore, before it is missed.
+	_, err = f.client.Logical().DeleteWithContext(f.t.Context(), "harmonyflow/roles/redis")
+	require.NoError(f.t, err)
+	f.write("harmonyflow/restore/redis", nil)
+	f.planned(0)
+	require.Equal(f.t, password, f.now("redis")["password"])
 }
 
 // holdsNoSecret looks through everything that tofu has written and said.
 func (f *tofu) holdsNoSecret(old map[string]map[string]any) {
 	f.t.Helper()
-	secrets := []string{"hvs.", "jwt-access-of-the-runbook-before", "db-admin-password", servers.RedisAdminPassword, servers.RabbitMQAdminPassword}
+	secrets := []string{"hvs.", "db-admin-password", servers.RedisAdminPassword, servers.RabbitMQAdminPassword}
 	for _, s := range sevenSecrets {
 		secrets = append(secrets, old[s.path][s.field].(string))
 		for _, name := range append([]string{s.field}, s.beside...) {

@@ -7,43 +7,43 @@ locals {
   runbook = {
     jwt-access = {
       kind = "jwt", every = "quarterly", secret = "session-state-service", field = "jwt-secret", connection = ""
-      own = { max_token_ttl = var.jwt_access_ttl, previous_field = "jwt-secret-previous" }
+      own  = { max_token_ttl = var.jwt_access_ttl, previous_field = "jwt-secret-previous" }
     }
     jwt-refresh = {
       kind = "jwt", every = "quarterly", secret = "session-state-service", field = "jwt-refresh-secret", connection = ""
-      own = { max_token_ttl = var.jwt_refresh_ttl, previous_field = "jwt-refresh-previous" }
+      own  = { max_token_ttl = var.jwt_refresh_ttl, previous_field = "jwt-refresh-previous" }
     }
     postgresql = {
       kind = "postgresql", every = "monthly", secret = "postgresql", field = "password", connection = "postgresql"
-      own = { username = var.postgres_user }
+      own  = { username = var.postgres_user }
     }
     redis = {
       kind = "redis", every = "monthly", secret = "redis", field = "password", connection = "redis"
-      own = { username = var.redis_user, grace_period = var.grace_period }
+      own  = { username = var.redis_user, grace_period = var.grace_period }
     }
     rabbitmq = {
       kind = "rabbitmq", every = "monthly", secret = "rabbitmq", field = "password", connection = "rabbitmq"
-      own = { username = var.rabbitmq_user }
+      own  = { username = var.rabbitmq_user }
     }
     admin-token = {
       kind = "api-key", every = "quarterly", secret = "admin", field = var.admin_field, connection = ""
-      own = { grace_period = var.grace_period, previous_field = "${var.admin_field}-previous" }
+      own  = { grace_period = var.grace_period, previous_field = "${var.admin_field}-previous" }
     }
     encryption-key = {
       kind = "encryption-key", every = "yearly", secret = "session-state-service", field = var.encryption_field, connection = ""
-      own = { length = var.encryption_bits, keys_field = "${var.encryption_field}s" }
+      own  = { length = var.encryption_bits, keys_field = "${var.encryption_field}s" }
     }
     api-key = {
       kind = "api-key", every = "by-hand", secret = "session-state-service", field = "api-key", connection = ""
-      own = { grace_period = var.grace_period, previous_field = "api-key-previous" }
+      own  = { grace_period = var.grace_period, previous_field = "api-key-previous" }
     }
     session-state = {
       kind = "transit", every = "period", secret = "", field = "", connection = "vault"
-      own = { mount = "transit", key = var.transit_key }
+      own  = { mount = "transit", key = var.transit_key }
     }
     database-root = {
       kind = "database-root", every = "period", secret = "", field = "", connection = "vault"
-      own = { mount = "database", key = var.database_root }
+      own  = { mount = "database", key = var.database_root }
     }
   }
   here  = { api-key = var.api_key, session-state = var.transit_key != "", database-root = var.database_root != "" }
@@ -66,11 +66,11 @@ locals {
   user  = { usernames = [], password_policy = "", length = 32, close_connections = false }
   ring  = { strategy = "key-ring", propagation_delay = var.propagation_delay, next_field = "", keys_field = "" }
   of_kind = {
-    postgresql = merge(local.shown, local.user, { strategy = "swap", grace_period = 3600, valid_until = 0, allow_self_rotation = false })
-    redis      = merge(local.shown, local.user, { strategy = "overlap" })
-    rabbitmq   = merge(local.shown, local.user, { strategy = "swap", grace_period = 3600 })
-    api-key    = merge(local.shown, { strategy = "overlap", encoding = "hex", length = 64, prefix = "", password_policy = "" })
-    jwt        = merge(local.shown, local.ring, { algorithm = "HS256", length = 32, encoding = "base64", public_jwks = false })
+    postgresql     = merge(local.shown, local.user, { strategy = "swap", grace_period = 3600, valid_until = 0, allow_self_rotation = false })
+    redis          = merge(local.shown, local.user, { strategy = "overlap" })
+    rabbitmq       = merge(local.shown, local.user, { strategy = "swap", grace_period = 3600 })
+    api-key        = merge(local.shown, { strategy = "overlap", encoding = "hex", length = 64, prefix = "", password_policy = "" })
+    jwt            = merge(local.shown, local.ring, { algorithm = "HS256", length = 32, encoding = "base64", public_jwks = false })
     encryption-key = merge(local.shown, local.ring, { retire_after = 0, require_reencryption_ack = true })
     transit        = { min_decryption_version = 0 }
     database-root  = {}
@@ -78,11 +78,11 @@ locals {
   when = merge(
     { for name, f in var.frequencies : name => {
       rotation_period = 0, rotation_schedule = f.cron, rotation_timezone = var.timezone, rotation_window = f.window
-      missed_policy = f.window > 0 ? "next" : "at_once"
+      missed_policy   = f.window > 0 ? "next" : "at_once"
     } },
     { for name, period in { period = 2764800, by-hand = 0 } : name => {
-      rotation_period = period, rotation_schedule = "", rotation_timezone = "", rotation_window = 0
-      missed_policy = period > 0 ? "at_once" : ""
+      rotation_period              = period, rotation_schedule = "", rotation_timezone = "", rotation_window = 0
+      missed_policy                = period > 0 ? "at_once" : ""
     } },
   )
   roles = {
@@ -101,24 +101,24 @@ locals {
   tls = { tls_server_name = "", tls_skip_verify = false }
   connections = {
     vault = merge(local.tls, {
-      type = "vault", address = var.engine_vault_addr, tls_ca = var.engine_vault_ca
-      namespace = "", auth = "token", auth_mount = ""
+      type                  = "vault", address = var.engine_vault_addr, tls_ca = var.engine_vault_ca
+      namespace             = "", auth = "token", auth_mount = ""
       allowed_publish_paths = [for secret in local.places : "${var.kv_mount}/${var.kv_prefix}/${secret}"]
       allowed_roles         = keys(local.runbook)
     })
     postgresql = merge(local.tls, {
-      type = "postgresql", connection_url = var.postgres_url, username = var.postgres_admin, tls_ca = var.postgres_ca
+      type          = "postgresql", connection_url = var.postgres_url, username = var.postgres_admin, tls_ca = var.postgres_ca
       allowed_roles = ["postgresql"], allowed_usernames = [var.postgres_user]
     })
     redis = merge(local.tls, {
-      type = "redis", addresses = var.redis_addresses, username = var.redis_admin, tls_ca = "", tls = false
-      topology = "auto", persistence = "auto", allowed_cidrs = [], address_map = {}
+      type            = "redis", addresses = var.redis_addresses, username = var.redis_admin, tls_ca = "", tls = false
+      topology        = "auto", persistence = "auto", allowed_cidrs = [], address_map = {}
       sentinel_master = "", sentinel_username = "", sentinel_auth_user = ""
-      allowed_roles = ["redis"], allowed_usernames = [var.redis_user]
+      allowed_roles   = ["redis"], allowed_usernames = [var.redis_user]
     })
     rabbitmq = merge(local.tls, {
-      type = "rabbitmq", management_urls = var.rabbitmq_urls, amqp_urls = var.rabbitmq_amqp_urls, vhosts = [], address_map = {}
-      username = var.rabbitmq_admin, tls_ca = var.rabbitmq_ca
+      type          = "rabbitmq", management_urls = var.rabbitmq_urls, amqp_urls = var.rabbitmq_amqp_urls, vhosts = [], address_map = {}
+      username      = var.rabbitmq_admin, tls_ca = var.rabbitmq_ca
       allowed_roles = ["rabbitmq"], allowed_usernames = [var.rabbitmq_user]
     })
   }
@@ -151,7 +151,7 @@ resource "terraform_data" "connection" {
   provisioner "local-exec" {
     command = "sh '${path.module}/create.sh' connection"
     environment = {
-      MOUNT = var.mount, NAME = each.key, BODY = jsonencode(each.value)
+      MOUNT  = var.mount, NAME = each.key, BODY = jsonencode(each.value)
       POLICY = var.policy, ENGINE_TOKEN_PERIOD = var.engine_token_period
     }
   }
@@ -166,15 +166,18 @@ resource "vault_generic_endpoint" "connection" {
   depends_on           = [terraform_data.connection]
 }
 
+# A new role is not told that it never rotates, or that its password never ends: the
+# engine takes that for a mistake.
 resource "terraform_data" "role" {
   for_each = local.roles
 
   provisioner "local-exec" {
     command = "sh '${path.module}/create.sh' role"
     environment = {
-      MOUNT = var.mount, NAME = each.key, BODY = jsonencode(each.value)
-      KV_MOUNT = var.kv_mount, SECRET = lookup(each.value, "publish_path", ""), FIELD = lookup(each.value, "field", "")
-      INITIAL = lookup(each.value, "username", "") == "" ? "initial_value" : "initial_password"
+      MOUNT     = var.mount, NAME = each.key
+      BODY      = jsonencode({ for key, value in each.value : key => value if !contains(["rotation_period", "valid_until"], key) || value != 0 })
+      KV_MOUNT  = var.kv_mount, SECRET = lookup(each.value, "publish_path", ""), FIELD = lookup(each.value, "field", "")
+      INITIAL   = lookup(each.value, "username", "") == "" ? "initial_value" : "initial_password"
       OVERWRITE = contains(var.overwrite, each.key) ? "yes" : ""
     }
   }
