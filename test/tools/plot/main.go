@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"image/color"
@@ -69,8 +70,22 @@ func drawTo(file string) error {
 	if err != nil {
 		return err
 	}
-	return p.Save(width, height, file)
+	picture, err := p.WriterTo(width, height, "svg")
+	if err != nil {
+		return err
+	}
+	var text bytes.Buffer
+	if _, err := picture.WriteTo(&text); err != nil {
+		return err
+	}
+	return os.WriteFile(file, bytes.ReplaceAll(text.Bytes(), []byte(font), []byte(font+fallback)), 0o600)
 }
+
+// Who has not the font that a plot is set in is told of those that are as wide.
+const (
+	font     = "font-family:Liberation Serif"
+	fallback = ",Times New Roman,Times,serif"
+)
 
 // bars lie, so that what they are called can be read. Each shows its value, and
 // between what its rounds were.
