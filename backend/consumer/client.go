@@ -123,12 +123,13 @@ func podLogin(name, folder string) (login, error) {
 }
 
 // Bounds on what an API server says: about an object, which etcd takes no more than a
-// megabyte and a half of; in a page of a list; and in all of one step. Objects are read
-// several at a time, and lists one after another.
+// megabyte and a half of; in a page of a list; and in all of one step, which is kept. Objects
+// are read several at a time, and lists one after another. A namespace that is as large as
+// Kubernetes is made for has 3,000 pods, and room for 21 KiB of each.
 const (
 	maxObject = 4 << 20
 	maxPage   = 8 << 20
-	maxStep   = 512 << 20
+	maxStep   = 64 << 20
 )
 
 // perPage is how much of a list is asked for at once, and a quarter of that where it has
@@ -154,11 +155,14 @@ func (b *bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	resp, err := b.next.RoundTrip(r)
 	if err == nil {
-		most := int64(maxObject)
-		if r.URL.Query().Has("limit") {
+		most, kept := int64(maxObject), b.budget
+		switch {
+		case r.URL.Query().Has("limit"):
 			most = maxPage
+		case strings.HasSuffix(r.URL.Path, "/log"): // which is read line by line
+			kept = bounded.NewBudget(most)
 		}
-		resp.Body = bounded.Body(resp.Body, most, b.budget)
+		resp.Body = bounded.Body(resp.Body, most, kept)
 	}
 	return resp, err
 }

@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/bounded"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/connection"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/outbound"
@@ -144,6 +145,10 @@ func explainSilence(err error) (kind.Class, string) {
 	}
 	if strings.Contains(err.Error(), "client rate limiter Wait returned an error") {
 		return kind.Unreachable, "did not answer in time"
+	}
+	if errors.Is(err, bounded.ErrTooMuch) {
+		return kind.Unavailable, fmt.Sprintf("answered with more than is read (%d MiB of an object, and %d MiB in one step); "+
+			"check that host leads to an API server, or keep fewer and smaller pods in the namespace of the consumer", maxObject>>20, maxStep>>20)
 	}
 	text, reached := outbound.Silence(err)
 	if !reached {

@@ -205,6 +205,19 @@ func hostileObject(r *http.Request, text string) map[string]any {
 	return object
 }
 
+// large is what was asked for, as large as any that is read.
+func large(r *http.Request) map[string]any {
+	object, most := hostileObject(r, "x"), maxObject
+	one := object
+	if items, is := object["items"].([]any); is {
+		one, most = items[0].(map[string]any), maxPage
+	}
+	if meta, has := one["metadata"].(map[string]any); has {
+		meta["annotations"] = map[string]any{"large": strings.Repeat("x", most-16<<10)}
+	}
+	return object
+}
+
 // TestClusterWithoutEnd: answers without an end, lists whose pages never stop and servers
 // that say a byte a second cost a bounded amount of memory, and time that was set before.
 func TestClusterWithoutEnd(t *testing.T) {
@@ -216,7 +229,7 @@ func TestClusterWithoutEnd(t *testing.T) {
 			}
 		},
 		"objects of the largest size": func(w http.ResponseWriter, r *http.Request) {
-			_ = json.NewEncoder(w).Encode(hostileObject(r, strings.Repeat("x", (maxPage-1<<20)/16)))
+			_ = json.NewEncoder(w).Encode(large(r))
 		},
 		"one that is compressed": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
@@ -315,6 +328,10 @@ func TestBearerIsBounded(t *testing.T) {
 		all += n
 	}
 	require.LessOrEqual(t, all, int64(maxStep))
+	require.Zero(t, read("/api/v1/namespaces/app/secrets/app"), "no more of what is kept")
+	n := read("/api/v1/namespaces/app/pods/web/log?limitBytes=1")
+	require.Positive(t, n, "logs are not kept")
+	require.LessOrEqual(t, n, int64(maxObject))
 }
 
 // TestHostsOfChecks: what config does not name is not asked, in whatever form it is
@@ -352,6 +369,33 @@ func bomb(t *testing.T) []byte {
 	}
 	require.NoError(t, w.Close())
 	return out.Bytes()
+}
+
+// TestListsWithoutEnd: a list whose pages are as large as any that is read, and never
+// stop, ends with what a step may keep, and says so.
+func TestListsWithoutEnd(t *testing.T) {
+	var pages atomic.Int64
+	e := apiServer(t, func(w http.ResponseWriter, r *http.Request) {
+		pages.Add(1)
+		object := large(r)
+		object["metadata"] = map[string]any{"continue": "again"}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(object)
+	})
+	c, err := dial(e, podFolder)
+	require.NoError(t, err)
+	defer c.close()
+	stop := make(chan struct{})
+	most := make(chan uint64)
+	go func() { most <- heap(stop) }()
+	_, err = c.listPods(t.Context(), "app", "")
+	close(stop)
+	used := <-most
+	require.ErrorIs(t, err, bounded.ErrTooMuch)
+	require.ErrorContains(t, c.explain(err), "64 MiB in one step")
+	require.GreaterOrEqual(t, pages.Load(), int64(maxStep/maxPage), "it is read to the bound")
+	require.Less(t, used, uint64(256<<20))
+	t.Logf("%d pages, %d MiB of heap at most", pages.Load(), used>>20)
 }
 
 // TestListsOfLargeObjects: what has no room in a page comes in smaller ones.
