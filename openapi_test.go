@@ -3,12 +3,9 @@ package harmonyflow
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"maps"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +16,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/stretchr/testify/require"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/report"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -193,16 +191,7 @@ func validAnswers(t *testing.T, vault *servers.Vault, doc *openapi3.T) {
 	figure(t, "OpenAPI: %d answers of a real Vault are as it says", checked)
 }
 
-// figure prints a result where a person, and make, finds it.
 func figure(t *testing.T, format string, args ...any) {
 	t.Helper()
-	line := fmt.Sprintf(format, args...)
-	t.Log(line)
-	if file := os.Getenv("PROOF_FILE"); file != "" {
-		f, err := os.OpenFile(filepath.Clean(file), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		if err == nil {
-			_, _ = fmt.Fprintln(f, line)
-			_ = f.Close()
-		}
-	}
+	report.Figure(t, "PROOF_FILE", format, args...)
 }

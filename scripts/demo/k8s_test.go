@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/kube"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/report"
 )
 
 // TestKubernetesDemo plays the demo of a cluster, which proves itself.
@@ -27,13 +27,7 @@ func TestKubernetesDemo(t *testing.T) {
 	require.NoError(t, err, "the demo printed:\n%s", &out)
 	require.Contains(t, s.transcript(), "CrashLoopBackOff", "pods that crash are shown")
 	require.Contains(t, s.transcript(), d.summary())
-	// go test shows what a package prints only with -v; make shows this.
-	if file := os.Getenv("CONSUMERS_FILE"); file != "" {
-		f, err := os.OpenFile(filepath.Clean(file), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		require.NoError(t, err)
-		_, err = fmt.Fprintln(f, "make demo-k8s:", d.summary())
-		require.NoError(t, errors.Join(err, f.Close()))
-	}
+	report.Figure(t, "CONSUMERS_FILE", "make demo-k8s: %s", d.summary())
 
 	left, err := filepath.Glob(filepath.Join(temporary, "harmonyflow-demo-*"))
 	require.NoError(t, err)

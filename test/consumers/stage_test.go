@@ -11,7 +11,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/kube"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/report"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -256,17 +256,7 @@ func accepts(t *testing.T, n *servers.RedisNode, password string) bool {
 	return c.Do(t.Context(), "AUTH", "app", password).Err() == nil
 }
 
-// figure prints a result where a person, and a script, finds it.
 func figure(t *testing.T, format string, args ...any) {
 	t.Helper()
-	line := fmt.Sprintf(format, args...)
-	fmt.Println(line)
-	t.Log(line)
-	if file := os.Getenv("CONSUMERS_FILE"); file != "" {
-		f, err := os.OpenFile(filepath.Clean(file), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		if err == nil {
-			_, _ = fmt.Fprintln(f, line)
-			_ = f.Close()
-		}
-	}
+	report.Figure(t, "CONSUMERS_FILE", format, args...)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/vault/api"
 	"github.com/stretchr/testify/require"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/report"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -332,12 +333,7 @@ func TestSevenSecrets(t *testing.T) {
 	}
 	require.Contains(t, string(lines), "initial_value=-")
 
-	line := fmt.Sprintf("%d secrets at their old paths: %d published changes, %d versions\n", len(sevenSecrets), f.changes, f.versions)
-	fmt.Print(line)
-	// go test shows what a package prints only with -v; make shows this.
-	if file := os.Getenv("SECRETS_FILE"); file != "" {
-		require.NoError(t, os.WriteFile(file, []byte(line), 0o600))
-	}
+	report.Figure(t, "SECRETS_FILE", "%d secrets at their old paths: %d published changes, %d versions", len(sevenSecrets), f.changes, f.versions)
 }
 
 // standsWith reads back what the runbook's table says of a secret.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/report"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -97,7 +98,7 @@ func TestTofu(t *testing.T) {
 	f.planned(0, "-var=api_key=true", "-var=transit_key=session-state")
 
 	f.holdsNoSecret(old)
-	fmt.Printf("declared with OpenTofu: %d roles, %d connections, in %.0f s\n", len(f.list("roles")), len(f.list("connections")), time.Since(began).Seconds())
+	report.Figure(t, "SECRETS_FILE", "declared with OpenTofu: %d roles, %d connections, in %.0f s", len(f.list("roles")), len(f.list("connections")), time.Since(began).Seconds())
 }
 
 func newTofu(p *platform) *tofu {

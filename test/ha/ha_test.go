@@ -21,7 +21,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +30,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/leaks"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/report"
 )
 
 func TestMain(m *testing.M) { leaks.Main(m) }
@@ -70,7 +70,7 @@ func TestHighAvailability(t *testing.T) {
 
 	v := &verdict{stage: s, play: play, crowd: crowd, drivers: drivers, watch: watch}
 	require.NoError(t, v.collect(ctx))
-	figures(t, append([]string{fmt.Sprintf("high availability: seed %d, %d events in %s", seed, len(play.done), time.Since(began).Round(time.Second))}, v.lines()...)...)
+	report.Figure(t, "HA_FILE", "high availability: seed %d, %d events in %s\n%s", seed, len(play.done), time.Since(began).Round(time.Second), strings.Join(v.lines(), "\n"))
 	v.require(t)
 }
 
@@ -94,19 +94,6 @@ func asked(t *testing.T) (events int, within time.Duration, seed int64) {
 	seed = number("SOAK_SEED", strconv.FormatInt(time.Now().UnixNano()%1_000_000, 10))
 	t.Logf("the script is that of SOAK_SEED=%d", seed)
 	return events, within, seed
-}
-
-// figures prints results where a person, and a script, finds them.
-func figures(t *testing.T, lines ...string) {
-	t.Helper()
-	t.Log("\n" + strings.Join(lines, "\n"))
-	// go test shows what a package prints only with -v; make shows this.
-	if file := os.Getenv("HA_FILE"); file != "" {
-		f, err := os.OpenFile(filepath.Clean(file), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		require.NoError(t, err)
-		_, err = fmt.Fprintln(f, strings.Join(lines, "\n"))
-		require.NoError(t, errors.Join(err, f.Close()))
-	}
 }
 
 // until repeats try, and returns its last error when it does not succeed in time.

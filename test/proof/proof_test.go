@@ -31,6 +31,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/rotation"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/report"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -123,19 +124,9 @@ func sharedCluster(t *testing.T) *servers.RedisSet {
 	return set
 }
 
-// figure prints a result where a person, and a script, finds it.
 func figure(t *testing.T, format string, args ...any) {
 	t.Helper()
-	line := fmt.Sprintf(format, args...)
-	fmt.Println(line)
-	t.Log(line)
-	// go test shows what a package prints only with -v; make shows this.
-	if file := os.Getenv("PROOF_FILE"); file != "" {
-		f, err := os.OpenFile(filepath.Clean(file), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		require.NoError(t, err)
-		_, err = fmt.Fprintln(f, line)
-		require.NoError(t, errors.Join(err, f.Close()))
-	}
+	report.Figure(t, "PROOF_FILE", format, args...)
 }
 
 // mount is a mount of the engine, as root sees it.

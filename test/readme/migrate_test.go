@@ -18,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/report"
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/test/servers"
 )
 
@@ -401,8 +402,7 @@ func TestMigration(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	line := fmt.Sprintf("migration of a KV secret, %d steps and the way back from each: %d logins, 0 refused", len(guide), logins)
-	figure(t, line)
+	report.Figure(t, "PROOF_FILE", "migration of a KV secret, %d steps and the way back from each: %d logins, 0 refused", len(guide), logins)
 }
 
 // commands are steps without what they are shown to print: the versions there are
@@ -412,17 +412,4 @@ func commands(all []step) (out []step) {
 		out = append(out, step{command: st.command})
 	}
 	return out
-}
-
-// figure prints a result where a person, and a script, finds it.
-func figure(t *testing.T, line string) {
-	t.Helper()
-	fmt.Println(line)
-	// go test shows what a package prints only with -v; make shows this.
-	if file := os.Getenv("PROOF_FILE"); file != "" {
-		f, err := os.OpenFile(filepath.Clean(file), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		require.NoError(t, err)
-		_, err = fmt.Fprintln(f, line)
-		require.NoError(t, errors.Join(err, f.Close()))
-	}
 }

@@ -1,14 +1,37 @@
-// Package report prints what commands of this repository measure: a table for a
+// Package report prints what commands of this repository measure: a line, a table for a
 // terminal, the same for a document, and the place that a document has for it.
 package report
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
+	"testing"
 	"unicode/utf8"
 )
+
+// Figure prints a line that a test has found, and appends it to the file that a variable
+// of the environment names: go test shows nothing of what passes, and make shows that.
+func Figure(t testing.TB, variable, format string, args ...any) {
+	t.Helper()
+	line := fmt.Sprintf(format, args...)
+	fmt.Println(line)
+	name := os.Getenv(variable)
+	if name == "" {
+		return
+	}
+	file, err := os.OpenFile(filepath.Clean(name), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = fmt.Fprintln(file, line)
+		err = errors.Join(err, file.Close())
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", variable, err)
+	}
+}
 
 // Text is a table for a terminal: columns under each other, by two spaces to the right.
 func Text(head []string, rows [][]string) string {

@@ -1,6 +1,8 @@
 package report
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -22,4 +24,15 @@ func TestReplace(t *testing.T) {
 	require.Equal(t, "old\n", old)
 	_, err = Replace(document, "other", "new\n")
 	require.ErrorContains(t, err, "no place")
+}
+
+func TestFigure(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "figures")
+	t.Setenv("A_FILE", file)
+	Figure(t, "A_FILE", "%d of %d", 2, 3)
+	Figure(t, "A_FILE", "3 of 3")
+	Figure(t, "NO_SUCH_FILE", "is only printed")
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, "2 of 3\n3 of 3\n", string(text))
 }
