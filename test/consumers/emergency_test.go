@@ -132,7 +132,12 @@ func compromised(s *scene) {
 		}))
 	}
 	open := s.sessions(cache, db, queue)
-	require.Positive(t, len(h.issued))
+	require.NoError(t, kube.Until(s.ctx, func(context.Context) error {
+		if h.active() == 0 {
+			return errors.New("nobody is logged in")
+		}
+		return nil
+	}))
 
 	// The night is not made easier: a freeze, and a rotation that is in its grace.
 	running := s.must("rotate/api-key/key", nil)["rotation_id"].(string)

@@ -343,9 +343,7 @@ func newSessions(s *scene) *sessions {
 			http.Error(rw, "who are you", http.StatusUnauthorized)
 			return
 		}
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		_, _ = fmt.Fprint(rw, len(h.issued))
+		_, _ = fmt.Fprint(rw, h.active())
 	})
 	h.Server = httptest.NewTLSServer(mux)
 	s.t.Cleanup(h.Close)
@@ -429,6 +427,13 @@ func (h *sessions) serveLogin(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	http.Error(rw, "there is no pod", http.StatusServiceUnavailable)
+}
+
+// active counts the sessions that are known.
+func (h *sessions) active() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.issued)
 }
 
 // work is what a pod does: new sessions of both kinds are taken everywhere, and an
