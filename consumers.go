@@ -78,7 +78,7 @@ func (d deliverer) Look(ctx context.Context, what rotation.Delivery) *seen.Consu
 	if err != nil {
 		return &seen.Consumer{At: time.Now().UTC(), Error: err.Error()}
 	}
-	return d.clusters.Look(ctx, c, consumer.Delivery{ID: what.ID, Since: what.Since, Holds: values(what.Holds), Lacks: values(what.Lacks)})
+	return d.clusters.Look(ctx, c, consumer.Delivery{ID: what.ID, Since: what.Since, Holds: values(what.Holds), Lacks: values(what.Lacks), Sure: what.Sure})
 }
 
 func values(shown []rotation.Shown) []consumer.Value {

@@ -12,7 +12,8 @@ import (
 func (b *backend) pathReconcile() []*framework.Path {
 	return steer("reconcile", "Apply the served version again where a target or a node drifted.",
 		`Makes every node accept the current version (during grace the previous one as well) and refuse everything else
-for the user, with the connection's admin rights, and proves it by logins.`,
+for the user, with the connection's admin rights, and proves it by logins. A rotation that waits because of what its
+target accepts since Vault was started, as after a restored snapshot, goes on.`,
 		map[string]*framework.FieldSchema{"reason": reasonField, "idempotency_key": idempotencyField}, b.reconcile)
 }
 

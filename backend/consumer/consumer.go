@@ -96,6 +96,10 @@ type Delivery struct {
 	// Emergency, when set, is what else is to be done: what was served before was
 	// compromised, is refused by now, and there is no way back.
 	Emergency *Emergency
+	// Sure: a look counts only pods that are sure to run with what is to stand there:
+	// those that this delivery, or with the ID of a rotation one of it, has restarted,
+	// and those that began after their Secrets last changed. It makes no checks.
+	Sure bool
 }
 
 // Emergency is what a delivery after a compromise does beyond what every one does.

@@ -51,14 +51,22 @@ func (k *clusters) Look(ctx context.Context, c *Consumer, d Delivery) *seen.Cons
 	defer s.close()
 	l := &looking{step: s, out: s.evidenceOf(false, "")}
 	l.out.Checks = s.seenChecks()
-	g := errgroup.Group{}
-	g.Go(func() error { l.lookAtSecrets(ctx); return nil })
-	g.Go(func() error {
-		pods := l.lookAtWorkloads(ctx)
-		l.lookAtChecks(ctx, pods)
-		return nil
-	})
-	_ = g.Wait()
+	if d.Sure {
+		l.lookAtSecrets(ctx)
+		if !l.out.Changed.IsZero() { // by the clock of the API server, in seconds: in doubt they are of before
+			l.d.Since = l.out.Changed.Truncate(time.Second).Add(time.Second)
+		}
+		l.lookAtWorkloads(ctx)
+	} else {
+		g := errgroup.Group{}
+		g.Go(func() error { l.lookAtSecrets(ctx); return nil })
+		g.Go(func() error {
+			pods := l.lookAtWorkloads(ctx)
+			l.lookAtChecks(ctx, pods)
+			return nil
+		})
+		_ = g.Wait()
+	}
 	l.out.Count()
 	why := slices.Concat(l.why[:]...)
 	if n := len(why); n > maxReasons {
@@ -240,7 +248,7 @@ func theirs(all []corev1.Pod, w *workload) ([]corev1.Pod, error) {
 // lookAtWorkload tells pods that run with what is served from those of before: by
 // the mark of the rotation that made it, or by when the Secrets got it.
 func (l *looking) lookAtWorkload(w *workload, pods []corev1.Pod) {
-	unknown := l.d.Since.IsZero() && !l.marks(w.mark()) || l.c.Mode == None
+	unknown := !l.d.Sure && l.d.Since.IsZero() && !l.marks(w.mark()) || l.c.Mode == None
 	isNew := func(p *corev1.Pod) bool {
 		return unknown || l.marks(p.Annotations[Mark]) || !l.d.Since.IsZero() && !p.CreationTimestamp.Time.Before(l.d.Since.Truncate(time.Second))
 	}
@@ -276,9 +284,9 @@ func telling(pods []seen.Pod) (out *seen.Pod) {
 }
 
 // marks reports whether a mark is one of the rotation that made what is served: of
-// its way forward, or of its way back.
+// its way forward, or of its way back; or of that delivery.
 func (l *looking) marks(mark string) bool {
-	return l.d.ID != "" && (mark == l.d.ID+"-1" || mark == l.d.ID+"-2" || strings.HasPrefix(mark, l.d.ID+"-e"))
+	return l.d.ID != "" && (mark == l.d.ID || mark == l.d.ID+"-1" || mark == l.d.ID+"-2" || strings.HasPrefix(mark, l.d.ID+"-e"))
 }
 
 // remedy is what to do about pods that run with what is no longer served.

@@ -223,6 +223,48 @@ func TestLookAtAge(t *testing.T) {
 	}
 }
 
+// Where it counts, a pod runs with what stands in the Secret only if the delivery in
+// question has restarted it, or if it began after that last changed; whatever nobody knows
+// is not so. Checks are none of it.
+func TestLookSurely(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		id   string
+		mode Mode
+		mark string // of the pod and its template
+		born time.Duration
+		ok   bool
+	}{
+		"restarted by it":                               {"r1-1", Restart, "r1-1", -time.Hour, true},
+		"restarted by its way back":                     {"r1-1", Restart, "r1-2", -time.Hour, false},
+		"restarted by another one, before":              {"r1-1", Restart, "r2-1", -time.Hour, false},
+		"restarted by another one, since":               {"r1-1", Restart, "r2-1", time.Hour, true},
+		"of a rotation, whichever way":                  {"r1", Restart, "r1-2", -time.Hour, true},
+		"began in the second in which it changed":       {"r1-1", Observe, "", 0, false},
+		"began after it changed":                        {"r1-1", Observe, "", time.Second, true},
+		"nobody knows":                                  {"r1-1", Observe, "", -time.Second, false},
+		"reads its files again, whenever they change":   {"r1-1", None, "", -time.Hour, true},
+		"restarted by it, and the Secret was gone over": {"r1-1", Restart, "r1-1", time.Hour, true},
+	} {
+		s := standing()
+		s.objects[pathOfWeb].(*appsv1.Deployment).Spec.Template.Annotations[Mark] = c.mark
+		s.objects[pathOfPods] = podList(podOfWeb("p", noon.Add(c.born), c.mark))
+		d := served(time.Time{})
+		d.ID, d.Sure = c.id, true
+		fails := func(of *Consumer) {
+			of.Mode = c.mode
+			of.Checks = []Check{{Type: checkPods, Selector: "app=gone"}}
+		}
+		out := lookOf(t, s, d, fails)
+		require.Equal(t, c.ok, out.Done, "%s: %s", name, out.Error)
+
+		s.objects[pathOfDB].(*corev1.Secret).Data["password"] = []byte("what-was-served-before")
+		out = lookOf(t, s, d, fails)
+		require.False(t, out.Done, name)
+		require.Contains(t, out.Error, "holds something else than what role db serves", name)
+	}
+}
+
 // What hangs costs the time of the look, and nothing of what the rest has shown; what
 // would change something is not asked.
 func TestLookIsBounded(t *testing.T) {

@@ -43,6 +43,10 @@ type Delivery struct {
 	Undone []Shown
 	// Emergency is what else is to be done there; nil where there is none.
 	Emergency *Emergency
+	// Sure: a look counts only pods that are sure to run with what they are to hold, those
+	// that the delivery ID has restarted or that began after their Secrets last changed,
+	// and makes no checks.
+	Sure bool
 }
 
 // Emergency is what a rotation after a compromise does at consumers beyond what every
@@ -309,6 +313,9 @@ func (d *decider) failedDelivery(next *Role, why string) step {
 // turnBack takes back what is shown, with the unit.
 func (d *decider) turnBack(why string) step {
 	s := d.takeBack(why)
+	if s.act != store || !s.next.Run.Back { // not yet
+		return s
+	}
 	s.guard = func(u *unit) bool { return u.fixed() == "" }
 	if d.role.Run.Unit == 0 {
 		s.guard = nil

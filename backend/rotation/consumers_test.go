@@ -26,6 +26,7 @@ var clusterFaults = []fault{callFails, callHangs, replyLost, rejects, callPanics
 type clusterWorld struct {
 	secret, pods map[string]map[string]kind.Material // by consumer and role
 	restarts     map[string]int                      // by consumer and delivery
+	marks        map[string]string                   // the delivery that has restarted a consumer last
 	total        int
 	bad          map[string]bool // secrets that pods do not start with
 	rejects      string          // a role whose new secrets they do not start with
@@ -104,6 +105,14 @@ func (f *fakeConsumers) Look(ctx context.Context, d Delivery) *seen.Consumer {
 	defer w.mu.Unlock()
 	out := w.seenLocked(Check, d)
 	out.Done = true
+	for _, h := range d.Holds {
+		served := w.roles[h.Role].With(version.Current).Material
+		for _, there := range []map[string]kind.Material{w.clusters.secret[d.Consumer], w.clusters.pods[d.Consumer]} {
+			if m, ok := there[h.Role]; d.Sure && ok && !m.Same(served) {
+				out.Done, out.Error = false, "it runs with something else"
+			}
+		}
+	}
 	return out
 }
 
@@ -170,7 +179,8 @@ func (w *world) deliverLocked(step Phase, d Delivery) Progress {
 		if m := c.secret[d.Consumer][c.rejects]; c.rejects != "" && m.Secret != "m0-"+c.rejects {
 			return Progress{Err: kind.Definitely("injected: pods crash")}
 		}
-		if c.restarts[key] == 0 {
+		if c.marks[d.Consumer] != d.ID {
+			c.marks[d.Consumer] = d.ID
 			c.restarts[key]++
 			c.total++
 			c.pods[d.Consumer] = map[string]kind.Material{}
@@ -316,7 +326,7 @@ func (w *world) checkPods() {
 	for consumer, pods := range w.clusters.pods {
 		for role, m := range pods {
 			r := w.roles[role]
-			if r == nil || w.touched(r) || r.Spec.Strategy == kind.Swap || r.compromised(m) {
+			if r == nil || w.touched(r) && !w.rewind.watches || r.Spec.Strategy == kind.Swap || r.compromised(m) {
 				continue
 			}
 			for _, name := range w.order {

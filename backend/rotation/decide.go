@@ -49,6 +49,7 @@ const (
 	meet     // where the others of the unit stand
 	bring    // what is served, to consumers
 	scout    // what stands against it there
+	attest   // may a run of before the engine was started be gone on with?
 	reserve  // the consumers of the unit
 	store    // Put the next state
 	finish   // the run has ended: store the outcome
@@ -68,6 +69,7 @@ type step struct {
 	state  State            // finish
 	ask    []kind.Material  // inspect, probe
 	guard  func(*unit) bool // store: only if the others of the unit still stand so
+	anew   bool             // store: what was attested is asked about again
 }
 
 // facts are what this worker has seen of a role's target since it read the
@@ -95,7 +97,8 @@ type facts struct {
 	surveyed  *surveyed
 	reserved  *reserved
 	unit      *unit // where the others of the unit stand
-	permit    bool  // the stored attempt is this worker's own and not used yet
+	witness   *witness
+	permit    bool // the stored attempt is this worker's own and not used yet
 
 	// Of secrets that another server keeps.
 	sight   *kind.Sight
@@ -211,6 +214,11 @@ func (d *decider) decide() step {
 			return step{act: meet}
 		}
 		if s, ok := d.together(); ok {
+			return s
+		}
+	}
+	if d.acts() {
+		if s, ok := d.vouch(); !ok {
 			return s
 		}
 	}
@@ -620,39 +628,16 @@ func (d *decider) grace() step {
 		return d.endBeside(d.role.clone())
 	case d.role.ring() && run.GraceUntil.IsZero() && run.Trigger != Create:
 		return d.guarded(d.endAs(d.role.clone(), Completed, nil)) // its unit has waited for others
-	case d.targetless || run.GraceFrom.After(d.since):
-		return d.guarded(d.startRetire(d.role.clone()))
-	case d.facts.answer == nil:
-		g := d.onlyCurrent(goal{})
-		return step{act: probe, goal: g, ask: g.ask()}
 	}
-	if err := d.stranger(); err != nil {
-		return d.retry(err, bad)
+	if s, ok := d.vouch(); !ok {
+		return s
+	}
+	if d.doubted() && d.role.consults() {
+		if s, ok := d.leftBy("the previous version is still accepted"); !ok {
+			return s
+		}
 	}
 	return d.guarded(d.startRetire(d.role.clone()))
-}
-
-// stranger says why what is stored is not to be trusted: no node accepts any of it. A
-// snapshot of Vault that was restored holds rotations as they once were; what is
-// accepted by now is what consumers run with, and only they have it.
-func (d *decider) stranger() error {
-	user := d.role.inUse()
-	err := fmt.Errorf("no node of the target answers")
-	for _, n := range d.facts.answer.Nodes {
-		if n.Err != nil {
-			err = n.Err
-			continue
-		}
-		for i, accepted := range n.Accepts {
-			if accepted && d.facts.asked[i].Username == user {
-				return nil
-			}
-		}
-		err = fmt.Errorf("node %s refuses every stored version of user %q: it was changed, or Vault restored from a snapshot; run reconcile/%s/%s to put them back, "+
-			"or keep what is there: delete the role with abandon=true and create it with that",
-			n.Node, user, d.role.Kind, d.role.Name)
-	}
-	return err
 }
 
 // reserveBack takes the consumers once more where a way back begins in grace, when they
@@ -700,7 +685,7 @@ func (d *decider) startRetire(next *Role) step {
 	next.Run.rest()
 	next.Run.CloseBefore = d.now
 	permit := false
-	if !d.targetless && (next.Spec.Strategy != kind.Swap || next.closes()) {
+	if !d.targetless && (next.Spec.Strategy != kind.Swap || next.closes()) && d.vouched() {
 		next.Run.Attempt = d.attempt(string(Retire))
 		permit = true
 	}
@@ -746,6 +731,9 @@ func (d *decider) retired(v *verdict) step {
 // previous material is served again, under a new number. Both stay accepted; what
 // failed is refused after that, last of all.
 func (d *decider) takeBack(reason string) step {
+	if s, ok := d.mayServeAgain(); !ok {
+		return s
+	}
 	if d.role.Spec.Strategy == kind.Swap && !d.targetless {
 		return d.swapBack(reason)
 	}
@@ -781,7 +769,7 @@ func (d *decider) takeBack(reason string) step {
 func (d *decider) startUndo(next *Role) step {
 	next.Run.rest()
 	permit := false
-	if !d.targetless && !d.leavesLane(next) {
+	if !d.targetless && !d.leavesLane(next) && d.vouched() {
 		next.Run.Attempt = d.attempt("undo")
 		permit = true
 	}
@@ -928,6 +916,7 @@ func (d *decider) sendAgain(g goal, err error) step {
 
 // send stores the intent to call, as part of next.
 func (d *decider) send(next *Role, g goal) step {
+	next.Run.Doubt = false
 	next.Run.Attempt = d.attempt(g.call)
 	return step{act: store, next: next, permit: true}
 }
@@ -991,6 +980,11 @@ func (d *decider) retry(err error, on event) step {
 			return d.event(on, err.Error())
 		}
 	}
+	return d.putOff(err)
+}
+
+// putOff stores why the goal was not reached, and when to try again.
+func (d *decider) putOff(err error) step {
 	next := d.role.clone()
 	r := next.Run
 	if r.Phase == Promote && r.Deadline.IsZero() { // from now on its unit waits for it
@@ -1034,6 +1028,11 @@ func (d *decider) event(on event, reason string) step {
 	l, ok := d.role.follow(on)
 	if !ok || run.TookOver != "" && on != done {
 		return d.retry(fmt.Errorf("%s", reason), on)
+	}
+	if l.ToBack {
+		if s, ok := d.mayUndo(on); !ok {
+			return s
+		}
 	}
 	next := d.role.clone()
 	next.Run.Error = clip(reason)
@@ -1094,7 +1093,7 @@ func (d *decider) attempt(name string) *version.Attempt {
 
 // rest clears what belongs to the phase that was left.
 func (run *Run) rest() {
-	run.Attempt, run.Tries, run.RetryAt = nil, 0, time.Time{}
+	run.Attempt, run.Tries, run.RetryAt, run.Doubt = nil, 0, time.Time{}, false
 	if !run.Back {
 		run.Error = ""
 	}

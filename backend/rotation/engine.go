@@ -89,8 +89,10 @@ type Engine struct {
 	headless map[string]time.Time
 	unstored map[string]int  // roles whose last writes failed, and how many
 	sent     map[string]sent // by role; see keepOutcome
-	looks    map[string]lookedAt
-	waiting  map[string]waiting // for consumers; see joint.go
+	// witnesses are by role; see doubt.go.
+	witnesses map[string]*witness
+	looks     map[string]lookedAt
+	waiting   map[string]waiting // for consumers; see joint.go
 }
 
 // Bounds on work under way. A connection may have two batches: a single
@@ -136,7 +138,7 @@ func New(o Options) *Engine {
 	return &Engine{
 		o: o, st: st, locks: newLocks(), due: newDueQueue(st), census: newCensus(st),
 		ctx: ctx, cancel: cancel, kick: make(chan struct{}, 1),
-		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{}, headless: map[string]time.Time{}, unstored: map[string]int{}, sent: map[string]sent{},
+		lanes: map[string]*lane{}, tracks: map[string]*track{}, waking: map[wake]bool{}, headless: map[string]time.Time{}, unstored: map[string]int{}, sent: map[string]sent{}, witnesses: map[string]*witness{},
 		looks: map[string]lookedAt{}, waiting: map[string]waiting{},
 	}
 }

@@ -117,7 +117,7 @@ func (e *Engine) load(lane string, names []string) ([]*job, map[string]error) {
 			e.wake(r.lane(), r.Name, time.Now())
 			continue
 		}
-		jobs = append(jobs, &job{role: r, facts: facts{earlier: e.outcomeOf(r)}})
+		jobs = append(jobs, &job{role: r, facts: facts{earlier: e.outcomeOf(r), witness: e.witnessOf(r)}})
 	}
 	if len(jobs) == 0 || jobs[0].role.Connection == "" || strings.HasPrefix(lane, laneOfConsumer) {
 		return jobs, bad // no target is asked
@@ -196,7 +196,8 @@ func (e *Engine) round(lane string, jobs []*job) (live []*job, asked bool) {
 	e.look(by[look])
 	e.turn(by[turn])
 	e.limit(by[limit])
-	there := slices.Concat(by[scout], brought, by[inspect], by[reach], by[call], by[probe], by[look], by[turn], by[limit])
+	e.attest(by[attest])
+	there := slices.Concat(by[scout], brought, by[attest], by[inspect], by[reach], by[call], by[probe], by[look], by[turn], by[limit])
 	return append(live, there...), len(there) > 0
 }
 
@@ -407,7 +408,11 @@ func (e *Engine) store(j *job) (goesOn bool, err error) {
 	e.wakeUnit(s.next.Run.Rotation, s.next.Run.Unit, s.next.Name)
 	e.wakeJoint(s.next.Run.Joint, s.next.Name)
 	j.role = s.next
-	j.facts = facts{permit: s.permit}
+	j.facts = facts{permit: s.permit, witness: j.facts.witness}
+	if s.anew {
+		j.facts.witness = nil
+		e.forgetWitness(s.next.Name)
+	}
 	return true, nil
 }
 
@@ -455,6 +460,7 @@ func (e *Engine) storeEnd(ctx context.Context, j *job) error {
 	e.o.Recorder.Ended(ev.outcome())
 	e.endedPart(s.ended.Rotation, ev.Part)
 	e.forgetLooks(j.role.Name)
+	e.forgetWitness(j.role.Name)
 	e.wakeUnit(s.ended.Rotation, s.ended.Unit, j.role.Name)
 	e.wakeJoint(s.ended.Joint, j.role.Name)
 	return nil

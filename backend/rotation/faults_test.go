@@ -199,6 +199,9 @@ func (s *faultyStorage) write(name, key string, apply func(*world)) error {
 		return errInjected
 	}
 	apply(w)
+	if w.rewind.wrote(w) {
+		s.i.kill()
+	}
 	switch f {
 	case crashAfter:
 		s.i.kill()

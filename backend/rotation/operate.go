@@ -663,12 +663,13 @@ func (e *Engine) ReconcileRole(ctx context.Context, name string, req Request) (i
 			return &Conflict{Text: fmt.Sprintf("role %q has no current version to apply", name)}
 		case run == nil:
 			return errNoRun
-		case run.Phase != Grace || run.Back:
+		case run.Phase == Grace && !run.Back:
+			run.Reapply = true
+		case !run.Doubt:
 			return busy(r)
 		}
 		id = run.Rotation
-		run.Reapply = true
-		run.RetryAt = time.Time{}
+		run.vouchFor(time.Now())
 		return nil
 	})
 	if err == nil {

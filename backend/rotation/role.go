@@ -138,7 +138,11 @@ type Run struct {
 	// waits until its deadline has passed: it may still land.
 	Attempt *version.Attempt `json:"attempt,omitempty"`
 
-	Started    time.Time `json:"started"`
+	Started time.Time `json:"started"`
+	// Vouched is when somebody said that what is stored of the run is so, which who finds it
+	// after a start of the engine doubts; Doubt: it waits for that.
+	Vouched    time.Time `json:"vouched,omitzero"`
+	Doubt      bool      `json:"doubt,omitempty"`
 	Deadline   time.Time `json:"deadline,omitzero"` // of the phase
 	GraceUntil time.Time `json:"grace_until,omitzero"`
 	GraceFrom  time.Time `json:"grace_from,omitzero"`

@@ -54,6 +54,7 @@ type world struct {
 	clusters clusterWorld
 	watch    watchWorld
 	backward map[string]bool // runs whose way back is stored
+	rewind   rewind
 
 	writeFault   fault // what the next write but writeFaultIn under a prefix meets
 	writeFaultIn int
@@ -181,7 +182,7 @@ func newWorld(t *testing.T, s shape, p plan) *world {
 		served: map[string]kind.Material{}, done: make(chan struct{}),
 		clusters: clusterWorld{
 			secret: map[string]map[string]kind.Material{}, pods: map[string]map[string]kind.Material{},
-			restarts: map[string]int{}, bad: map[string]bool{},
+			restarts: map[string]int{}, bad: map[string]bool{}, marks: map[string]string{},
 		},
 	}
 	for i := range s.nodes {
@@ -253,6 +254,7 @@ func (w *world) supervise() {
 		case <-i.dead:
 			w.logf("crash")
 			i.stop()
+			w.restored()
 			w.launch()
 		}
 	}
@@ -620,6 +622,7 @@ func (w *world) checkLocked() {
 	w.checkDocument()
 	w.checkRoot()
 	w.checkPods()
+	w.checkRewound()
 }
 
 // rootLogins are the credentials that a driver would try, as stored.

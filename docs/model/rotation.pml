@@ -50,7 +50,10 @@
  * -DDROPTOMB       delete leaves no tombstone
  * -DTOMBOLD        delete takes a tombstone that is already there for its own
  * -DADOPTLAST      re-creation removes the tombstone before the role is stored
- * -DBLINDRESTORE   a run goes on changing a node that accepts nothing of what is stored, and something else
+ * -DBLINDRESTORE   a run of before the engine was started goes on, whatever nodes accept
+ * -DTAKESBACK      such a run serves the previous material again without having seen it accepted
+ * -DSUREBACK       such a run goes back although consumers may run with what it takes away
+ * -DSUREGRACE      such a run retires what it did not see consumers leave
  *   liveness
  * -DNORESUME       who takes over leaves what was begun
  * -DNORETRY        a call is made once
@@ -119,8 +122,10 @@ byte second;                  /* the materials that are passwords of the second 
 #if RESTORES > 0
 Entry snap; byte snapdoc; byte restores; bool taken;
 bool admin;                   /* somebody has asked for a reconcile since the restore */
+bool own = 1;                 /* the run began, or somebody vouched for it, since the worker did; else it may be a snapshot's */
 #else
 #define admin 0
+#define own 1
 #endif
 #ifdef LIVE
 bool quiet;                   /* no faults any more */
@@ -139,12 +144,10 @@ byte unfit;                   /* what consumers do not come up with */
 #define calm (idle(0) && idle(1) && !dcall)
 #define EVERY (acc[0] & acc[1])
 #define SOME  (acc[0] | acc[1])
-#define BLIND(s) ((acc[0] && !(acc[0] & (s))) || (acc[1] && !(acc[1] & (s))))
 #else
 #define calm (idle(0) && !dcall)
 #define EVERY acc[0]
 #define SOME  acc[0]
-#define BLIND(s) (acc[0] && !(acc[0] & (s)))
 #endif
 
 #define HELD(e) (BIT(e.cur) | BIT(e.prev) | BIT(e.pend) | e.keep | BIT(e.tomb) | e.tkeep)
@@ -161,7 +164,18 @@ byte unfit;                   /* what consumers do not come up with */
   (promoted(st) && !promoted(x) && !past(x) && !back(x) && !urgent(x)) || \
   (back(st) && !back(x) && x.phase != IDLE && !urgent(x)) || \
   (past(st) && !past(x) && x.phase != IDLE && !urgent(x)) )
-#define APPLY(x) must(8, !turns(x)); COPY(st, x); comp = comp | (urgent(st) && st.phase == at_retire -> st.keep : 0); \
+#if RESTORES > 0
+#if N > 1
+#define ANEW(x) gone[0] = (x.cur != st.cur && !admin -> gone[0] & ~BIT(x.cur) : gone[0]); gone[1] = (x.cur != st.cur && !admin -> gone[1] & ~BIT(x.cur) : gone[1]);
+#else
+#define ANEW(x) gone[0] = (x.cur != st.cur && !admin -> gone[0] & ~BIT(x.cur) : gone[0]);
+#endif
+/* what is promoted, or served again, is to be accepted, whatever the target did before */
+#define BEGINS(x) own = (x.phase == at_preflight -> 1 : own); ANEW(x)
+#else
+#define BEGINS(x)
+#endif
+#define APPLY(x) must(8, !turns(x)); BEGINS(x) COPY(st, x); comp = comp | (urgent(st) && st.phase == at_retire -> st.keep : 0); \
   fresh = (st.pend > fresh -> st.pend : fresh)
 inline flush() { if :: lateset -> if :: APPLY(late) :: skip fi; lateset = 0; ZERO(late) :: else fi }
 
@@ -302,10 +316,44 @@ inline generate() {
 #else
 #define MAYTURN 1
 #endif
+/* a node accepts what is served, and nothing that nobody here knows; where a server knows one, one of those */
+#if defined(SWAP)
+#define KNOWNAT(n) ((acc[n] & STORED) != 0 && (acc[n] & ~STORED) == 0)
+#else
+#define KNOWNAT(n) ((acc[n] & BIT(st.cur)) != 0 && (acc[n] & ~STORED) == 0)
+#endif
+#if N > 1
+#define KNOWN (KNOWNAT(0) || KNOWNAT(1))
+#else
+#define KNOWN KNOWNAT(0)
+#endif
+#if RESTORES > 0
+#define NOEXTRA ((some & ~STORED) == 0)
+#else
+#define NOEXTRA 1
+#endif
+/* Where every node accepts pending, it may have been promoted: only consumers that run with current show that it was not. */
+#ifdef SUREBACK
+#define MAYUNDO 1
+#else
+#define MAYUNDO (own || !every(BIT(w.pend)) || used == BIT(w.cur))
+#endif
+#if defined(TAKESBACK)
+#define MAYTAKE 1
+#elif defined(SWAP)
+#define MAYTAKE (own || fit)
+#else
+#define MAYTAKE (own || (fit && every(BIT(w.prev))))
+#endif
+#ifdef SUREGRACE
+#define MAYRETIRE 1
+#else
+#define MAYRETIRE (own || MOVED)
+#endif
 inline look() {
   born = term; COPY(w, st); every = EVERY; some = SOME; shown = doc; used = use;
 #if RESTORES > 0
-  blind = BLIND(STORED)
+  fit = KNOWN
 #endif
 }
 inline serve() { promote; move(rotate, promote, done, publish) }
@@ -349,7 +397,7 @@ proctype Worker(byte me) {
   Entry w;                                    /* what was read, and then what is to be written */
   byte every, some, shown, used;              /* what was found: accepted at every node, at some node; published; used */
   byte sett, clr, dset;                       /* the call to make once w is stored */
-  bool ok, hasty, fenced, blind;
+  bool ok, hasty, fenced, fit;
   byte born;
 #if defined(NORESUME) || defined(NORETRY)
   byte mine = 99, tried;
@@ -439,10 +487,15 @@ end_loop:
        fi
 #endif
 #if RESTORES > 0 && !defined(BLINDRESTORE)
-    /* Nothing of what is stored is accepted, and something else is: storage may have been rewound. Nothing there is
-     * changed, before somebody asks for it. */
-    :: !hasty && blind && w.job == ROTATE -> if :: admin = 1; acceptonly(BIT(w.cur)) :: goto wait fi
-#define sighted !blind &&
+    /* A run that began before this worker did, and no node that accepts what it should, and nothing else: storage may
+     * have been rewound. Nothing there is changed, before somebody asks for it. */
+    :: !hasty && !own && !fit && w.job == ROTATE -> 
+       if
+       :: own = 1; admin = 1;
+          if :: w.phase == at_grace -> acceptonly(BIT(w.cur) | BIT(w.prev)) :: else -> goto wait fi
+       :: goto wait
+       fi
+#define sighted (own || fit) &&
 #else
 #define sighted
 #endif
@@ -450,13 +503,13 @@ end_loop:
     :: !hasty && w.phase == IDLE && fresh < M -> w.phase = at_preflight; w.job = ROTATE
     :: !hasty && w.job == ROTATE && w.phase == at_preflight ->
        if
-       :: every(BIT(w.cur)) && WELL -> move(rotate, preflight, done, generate)
+       :: every(BIT(w.cur)) && NOEXTRA && WELL -> move(rotate, preflight, done, generate)
        :: move(rotate, preflight, bad, failed); ends
        :: move(rotate, preflight, recall, cancelled); ends
        fi
     :: !hasty && w.job == ROTATE && w.phase == at_generate ->
        if
-       :: fresh < M ->
+       :: sighted fresh < M ->
           generate(); move(rotate, generate, done, apply);
 #ifdef NOINTENT
           askpend; launch(); sett = 0; clr = 0
@@ -483,14 +536,14 @@ end_loop:
 #ifdef EAGERPUBLISH
        :: shown != w.pend -> dset = w.pend
 #endif
-       :: w.phase == at_apply -> giveup; move(rotate, apply, bad, apply_back); askback
-       :: w.phase == at_apply -> giveup; move(rotate, apply, recall, apply_back); askback
-       :: w.phase == at_test -> giveup; move(rotate, test, bad, apply_back); askback
-       :: w.phase == at_test -> giveup; move(rotate, test, recall, apply_back); askback
-       :: w.phase == at_promote -> giveup; move(rotate, promote, bad, apply_back); askback
-       :: w.phase == at_promote -> giveup; move(rotate, promote, recall, apply_back); askback
+       :: MAYUNDO && w.phase == at_apply -> giveup; move(rotate, apply, bad, apply_back); askback
+       :: MAYUNDO && w.phase == at_apply -> giveup; move(rotate, apply, recall, apply_back); askback
+       :: MAYUNDO && w.phase == at_test -> giveup; move(rotate, test, bad, apply_back); askback
+       :: MAYUNDO && w.phase == at_test -> giveup; move(rotate, test, recall, apply_back); askback
+       :: MAYUNDO && w.phase == at_promote -> giveup; move(rotate, promote, bad, apply_back); askback
+       :: MAYUNDO && w.phase == at_promote -> giveup; move(rotate, promote, recall, apply_back); askback
        fi
-    :: !hasty && promoted(w) ->
+    :: !hasty && sighted promoted(w) ->
        if
        :: w.phase == at_publish && !SHOWN -> dset = w.cur
        :: w.phase == at_publish && SHOWN -> move(rotate, publish, done, sync)
@@ -499,26 +552,26 @@ end_loop:
        :: w.phase == at_restart && MOVED -> move(rotate, restart, done, check)
        :: w.phase == at_check && MOVED -> move(rotate, check, done, grace)
 #ifdef SWAP                                                                /* drifted meanwhile: this rotation mends it */
-       :: w.phase == at_grace && sighted !every(BIT(w.cur)) -> acceptonly(BIT(w.cur))
+       :: w.phase == at_grace && !every(BIT(w.cur)) -> acceptonly(BIT(w.cur))
 #else
-       :: w.phase == at_grace && sighted !every(BIT(w.cur) | BIT(w.prev)) -> sett = BIT(w.cur) | BIT(w.prev); clr = 0
+       :: w.phase == at_grace && !every(BIT(w.cur) | BIT(w.prev)) -> sett = BIT(w.cur) | BIT(w.prev); clr = 0
 #endif
 #if RESTORES > 0 && !defined(BLINDRESTORE)
-       :: w.phase == at_grace && sighted 1 -> move(rotate, grace, done, retire)
+       :: w.phase == at_grace && MAYRETIRE -> move(rotate, grace, done, retire)
 #else
        :: w.phase == at_grace -> move(rotate, grace, done, retire); askretire
 #endif
 #ifdef SWAP
-       :: MAYTURN && w.phase == at_sync -> unswap(sync)
-       :: MAYTURN && w.phase == at_restart -> unswap(restart)
-       :: MAYTURN && w.phase == at_check -> unswap(check)
-       :: w.phase == at_grace -> unswap(grace)
+       :: MAYTURN && MAYTAKE && w.phase == at_sync -> unswap(sync)
+       :: MAYTURN && MAYTAKE && w.phase == at_restart -> unswap(restart)
+       :: MAYTURN && MAYTAKE && w.phase == at_check -> unswap(check)
+       :: MAYTAKE && w.phase == at_grace -> unswap(grace)
 #else
-       :: MAYTURN && w.phase == at_publish -> turn(publish)
-       :: MAYTURN && w.phase == at_sync -> turn(sync)
-       :: MAYTURN && w.phase == at_restart -> turn(restart)
-       :: MAYTURN && w.phase == at_check -> turn(check)
-       :: w.phase == at_grace -> turn(grace)
+       :: MAYTURN && MAYTAKE && w.phase == at_publish -> turn(publish)
+       :: MAYTURN && MAYTAKE && w.phase == at_sync -> turn(sync)
+       :: MAYTURN && MAYTAKE && w.phase == at_restart -> turn(restart)
+       :: MAYTURN && MAYTAKE && w.phase == at_check -> turn(check)
+       :: MAYTAKE && w.phase == at_grace -> turn(grace)
 #endif
        :: else -> goto wait
        fi
@@ -534,28 +587,28 @@ end_loop:
        :: !RETIREOK && again_ok -> askretire
        :: else -> goto wait
        fi
-    :: !hasty && w.job == ROTATE && w.phase == at_publish_retired && SHOWN ->
+    :: !hasty && sighted w.job == ROTATE && w.phase == at_publish_retired && SHOWN ->
        move(rotate, publish_retired, done, sync_retired);
        if :: whole -> move(rotate, sync_retired, done, completed); ends :: !whole -> skip fi
-    :: !hasty && w.job == ROTATE && w.phase == at_publish_retired && !SHOWN -> dset = w.cur
-    :: !hasty && w.job == ROTATE && w.phase == at_sync_retired -> move(rotate, sync_retired, done, completed); ends
+    :: !hasty && sighted w.job == ROTATE && w.phase == at_publish_retired && !SHOWN -> dset = w.cur
+    :: !hasty && sighted w.job == ROTATE && w.phase == at_sync_retired -> move(rotate, sync_retired, done, completed); ends
 
     /* ---- the way back ---- */
-    :: !hasty && w.phase == at_publish_back && !SHOWN -> dset = w.cur
-    :: !hasty && w.phase == at_publish_back && SHOWN ->
+    :: !hasty && sighted w.phase == at_publish_back && !SHOWN -> dset = w.cur
+    :: !hasty && sighted w.phase == at_publish_back && SHOWN ->
        if :: w.job == BACK -> move(swapback, publish_back, done, sync_back) :: else -> move(rotate, publish_back, done, sync_back) fi
 #ifdef EAGERREFUSE
     :: !hasty && w.job == ROTATE && w.phase == at_sync_back -> w.phase = at_apply_back; askback
 #endif
-    :: !hasty && w.phase == at_sync_back && used == BIT(w.cur) ->
+    :: !hasty && sighted w.phase == at_sync_back && used == BIT(w.cur) ->
        if
        :: w.job == BACK -> move(swapback, sync_back, done, restart_back)
        :: else -> move(rotate, sync_back, done, restart_back);
           if :: whole -> move(rotate, restart_back, done, check_back); move(rotate, check_back, done, apply_back); askback :: !whole -> skip fi
        fi
-    :: !hasty && w.phase == at_restart_back && used == BIT(w.cur) ->
+    :: !hasty && sighted w.phase == at_restart_back && used == BIT(w.cur) ->
        if :: w.job == BACK -> move(swapback, restart_back, done, check_back) :: else -> move(rotate, restart_back, done, check_back) fi
-    :: !hasty && w.phase == at_check_back && used == BIT(w.cur) ->
+    :: !hasty && sighted w.phase == at_check_back && used == BIT(w.cur) ->
        if
        :: w.job == BACK -> move(swapback, check_back, done, rolled_back); ends
        :: else -> move(rotate, check_back, done, apply_back); askback
@@ -659,7 +712,7 @@ again:
     fi;
 #endif
 wait:
-    ok = 0; hasty = 0; fenced = 0; blind = 0; sett = 0; clr = 0; dset = 0; every = 0; some = 0; shown = 0; used = 0; ZERO(w);
+    ok = 0; hasty = 0; fenced = 0; fit = 0; sett = 0; clr = 0; dset = 0; every = 0; some = 0; shown = 0; used = 0; ZERO(w);
 #ifndef STALE
     born = 0
 #endif
@@ -706,8 +759,13 @@ inline drift(n) {
   was = 0
 }
 inline rewound(n) {
-  alien[n] = (acc[n] | cset[n]) & ~STORED; gone[n] = STORED & ~acc[n]
+  alien[n] = acc[n] & ~STORED; gone[n] = STORED & ~acc[n]
 }
+#if RESTORES > 0
+#define doubt() own = 0
+#else
+#define doubt() skip
+#endif
 proctype Environment() {
   byte was;
 end:
@@ -730,7 +788,7 @@ end:
 #ifndef REORDER
        flush();
 #endif
-       failovers++; term++; leader = 1 - leader }
+       failovers++; term++; leader = 1 - leader; doubt() }
 #if DRIFTS > 0
   :: atomic { drifts < DRIFTS && fault -> drift(0) }
 #if N > 1
@@ -739,8 +797,9 @@ end:
 #endif
 #if RESTORES > 0
   :: atomic { !taken && !lateset && fault -> taken = 1; COPY(snap, st); snapdoc = doc }
-  :: atomic { taken && restores < RESTORES && fault -> restores++; term++; leader = 1 - leader;
-       lateset = 0; ZERO(late); COPY(st, snap); doc = snapdoc; dcall = 0; ZERO(snap); snapdoc = 0; admin = 0;
+  /* the engine that was stopped for it has had its last call answered, or cut off */
+  :: atomic { taken && calm && restores < RESTORES && fault -> restores++; term++; leader = 1 - leader; doubt();
+       lateset = 0; ZERO(late); COPY(st, snap); doc = snapdoc; ZERO(snap); snapdoc = 0; admin = 0;
        rewound(0);
 #if N > 1
        rewound(1)
