@@ -28,6 +28,9 @@ func advice(r *Role) string {
 		return fmt.Sprintf("a new version has been asked for, which nobody can take back; read rotations/%s and wait until it has ended", run.Rotation)
 	case run.committed():
 		return "it is an emergency, which nothing takes back; " + waits
+	case run.Doubt:
+		return fmt.Sprintf("it waits, because of what its target or consumers show since Vault was started; read rotations/%s, go on with reconcile/%s/%s, "+
+			"or delete roles/%s with abandon=true", run.Rotation, r.Kind, r.Name, r.Name)
 	case run.Back || run.Recall != "":
 		return "it is on its way back; " + waits
 	case run.Held != "":
@@ -67,7 +70,7 @@ func (e *Engine) lockRole(ctx context.Context, name string) error {
 // abandonable reports whether a run is where cancel no longer ends it, and only
 // its target can.
 func abandonable(run *Run) bool {
-	return run.Back || run.Phase == Publish || run.Phase == Grace || run.Phase == Retire || run.committed()
+	return run.Back || run.Doubt || run.Phase == Publish || run.Phase == Grace || run.Phase == Retire || run.committed()
 }
 
 // Abandon deletes a role whose rotation waits for a target that will not come

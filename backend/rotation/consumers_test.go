@@ -179,7 +179,7 @@ func (w *world) deliverLocked(step Phase, d Delivery) Progress {
 		if m := c.secret[d.Consumer][c.rejects]; c.rejects != "" && m.Secret != "m0-"+c.rejects {
 			return Progress{Err: kind.Definitely("injected: pods crash")}
 		}
-		if c.marks[d.Consumer] != d.ID {
+		if c.marks[d.Consumer] != d.ID && (d.Emergency == nil || c.restarts[key] == 0) { // emergencies do not undo each other
 			c.marks[d.Consumer] = d.ID
 			c.restarts[key]++
 			c.total++

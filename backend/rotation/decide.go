@@ -235,10 +235,7 @@ func (d *decider) decide() step {
 	case Preflight:
 		return d.preflight()
 	case Generate:
-		if run.Recall != "" {
-			return d.event(recall, run.Recall)
-		}
-		return step{act: generate}
+		return d.begin()
 	case Apply, Test:
 		return d.apply()
 	case Promote: // a role that is alone does not stop here
@@ -620,7 +617,7 @@ func (d *decider) grace() step {
 			return s
 		}
 		return d.takeBack(run.Recall)
-	case run.Reapply:
+	case run.Reapply && !d.doubted():
 		return d.reapply()
 	case !d.graceOver():
 		return step{act: wait, until: run.GraceUntil}
@@ -632,8 +629,13 @@ func (d *decider) grace() step {
 	if s, ok := d.vouch(); !ok {
 		return s
 	}
-	if d.doubted() && d.role.consults() {
-		if s, ok := d.leftBy("the previous version is still accepted"); !ok {
+	switch {
+	case run.Reapply:
+		return d.reapply()
+	case d.doubted() && !d.vouched():
+		return d.retry(d.stranger(), bad)
+	case d.doubted() && d.role.consults():
+		if s, ok := d.leftBy(); !ok {
 			return s
 		}
 	}
@@ -699,6 +701,10 @@ func (d *decider) retire() step {
 		return d.retired(nil)
 	case d.heldUp():
 		return d.bringMeanwhile()
+	case d.doubted() && d.role.consults() && d.facts.witness != nil && !d.facts.permit && d.facts.outcome == nil:
+		if s, ok := d.leftBy(); !ok {
+			return s
+		}
 	}
 	g := d.onlyCurrent(goal{call: string(Retire)})
 	g.users = d.onlyUser(d.role.usernames()[len(d.role.usernames())-1])
@@ -783,7 +789,12 @@ func (d *decider) leavesLane(next *Role) bool { return next.lane() != d.role.lan
 // undo: the direction is stored. The target has to refuse what failed.
 func (d *decider) undo() step {
 	r := d.role
-	if !d.targetless && r.Run.Attempt == nil && r.Run.Tries == 0 {
+	if !d.facts.permit && d.facts.outcome == nil {
+		if s, ok := d.mayUndo(); !ok {
+			return s
+		}
+	}
+	if !d.targetless && r.Run.Attempt == nil && r.Run.Tries == 0 && d.vouched() {
 		return d.startUndo(r.clone())
 	}
 	if d.targetless && r.lingering() != nil {
@@ -867,6 +878,9 @@ func (d *decider) pursue(g goal, met func(*verdict) step) step {
 		return step{act: call, goal: g}
 	case f.answer == nil:
 		return step{act: probe, goal: g, ask: g.ask()}
+	}
+	if s, ok := d.lateVouch(); !ok {
+		return s
 	}
 	v := judge(*f.answer, f.asked, g, d.role.passesOver())
 	if v.met {
@@ -1030,7 +1044,7 @@ func (d *decider) event(on event, reason string) step {
 		return d.retry(fmt.Errorf("%s", reason), on)
 	}
 	if l.ToBack {
-		if s, ok := d.mayUndo(on); !ok {
+		if s, ok := d.mayUndo(); !ok {
 			return s
 		}
 	}

@@ -24,7 +24,8 @@ import (
 // restored after write number back.
 type rewind struct {
 	at, back int
-	synced   bool // Kubernetes Secrets get what is served by then, before the engine is there
+	synced   bool   // Kubernetes Secrets get what is served by then, before the engine is there
+	then     string // what happens next: somebody cancels, or the first node is down for a while
 
 	writes  int
 	snap    map[string][]byte
@@ -33,6 +34,8 @@ type rewind struct {
 	watches bool // nobody has said yet that what consumers have may be taken away
 	// real is what was served and accepted when it was restored, and is not stored any more.
 	real []kind.Material
+	// number is that of what the snapshot serves.
+	number int
 }
 
 // wrote counts a write, and reports whether Vault stops for the snapshot. w.mu is held.
@@ -87,6 +90,14 @@ func (w *world) restored() {
 				w.violateLocked("role %s: %v", name, err)
 			}
 			w.roles[name].Name = name
+			if run := w.roles[name].Run; run != nil && r.then == "cancel" { // before anything else happens
+				run.Recall = "somebody has seen what was restored"
+				raw, err := jsonutil.EncodeJSON(w.roles[name])
+				if err != nil {
+					w.violateLocked("role %s: %v", name, err)
+				}
+				_ = w.inner.Put(ctx, &logical.StorageEntry{Key: key, Value: raw})
+			}
 		}
 		if strings.HasPrefix(key, storage.Document) {
 			w.doc = &publish.Document{}
@@ -118,7 +129,8 @@ func (w *world) restored() {
 			}
 		}
 	}
-	r.done, r.watches = true, true
+	r.done, r.watches, r.number = true, true, numberOf(w.roles["a"].With(version.Current))
+	w.nodes[w.order[0]].down = r.then == "down"
 	w.logLocked("RESTORED: %s; accepted: %v", describe(w.roles["a"]), w.accepting())
 }
 
@@ -134,10 +146,18 @@ func (w *world) accepting() (out []string) {
 	return out
 }
 
-// checkRewound: what is served by nobody but by what the snapshot does not know stays.
+// checkRewound: what is served by nobody but by what the snapshot does not know stays, and
+// what is served from now on is accepted.
 func (w *world) checkRewound() {
 	if !w.rewind.watches {
 		return
+	}
+	current := w.roles["a"].With(version.Current)
+	for _, name := range w.order {
+		interval := w.shape.strategy == kind.Swap
+		if current.Number != w.rewind.number && !interval && !w.nodes[name].down && !w.nodes[name].takes(current.Material) {
+			w.violateLocked("node %s refuses version %d, which is served anew", name, current.Number)
+		}
 	}
 	for _, m := range w.rewind.real {
 		for _, name := range w.order {
@@ -182,7 +202,7 @@ var stories = []story{
 // played is a story with a snapshot; it returns the number of writes.
 func played(t *testing.T, s shape, tale story, re rewind) (writes int) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, s, plan{name: fmt.Sprintf("%s/%s/snapshot %d of %d", s.name, tale.name, re.at, re.back), off: true})
+		w := newWorld(t, s, plan{name: fmt.Sprintf("%s/%s/snapshot %d of %d %s", s.name, tale.name, re.at, re.back, re.then), off: true})
 		w.seed("a", nil)
 		w.rewind = re
 		w.run()
@@ -195,6 +215,9 @@ func played(t *testing.T, s shape, tale story, re rewind) (writes int) {
 		if writes = w.rewind.writes; re.at == 0 {
 			return
 		}
+		if w.rewind.snap == nil { // it has written less than another time
+			return
+		}
 		if !w.isDue() { // when all is over
 			w.mu.Lock()
 			w.rewind.due = true
@@ -202,6 +225,8 @@ func played(t *testing.T, s shape, tale story, re rewind) (writes int) {
 			w.instance().kill()
 		}
 		w.until("the snapshot", time.Minute, func() bool { return w.rewind.done })
+		w.pass(5 * time.Minute)
+		w.setDown(w.order[0], false)
 		w.pass(6 * time.Hour)
 
 		// Nobody has to do anything but where the target says something else.
@@ -247,7 +272,7 @@ func TestRestoredSnapshots(t *testing.T) {
 		for _, tale := range stories {
 			t.Run(s.name+"/"+tale.name, func(t *testing.T) {
 				t.Parallel()
-				total, tries, every := played(t, s, tale, rewind{}), 0, 3*stride
+				total, tries, every := played(t, s, tale, rewind{}), 0, 29*stride
 				switch {
 				case *allSnapshots:
 					every = 1
@@ -256,13 +281,15 @@ func TestRestoredSnapshots(t *testing.T) {
 				}
 				for at := 1; at <= total; at++ {
 					for back := at + 1; back <= total+1; back++ {
-						if (5*at+back)%every != 0 {
-							continue
-						}
-						tries++
-						played(t, s, tale, rewind{at: at, back: back, synced: (at+back)%2 == 0})
-						if t.Failed() {
-							return
+						for i, then := range []string{"", "cancel", "down"} {
+							if (5*at+back+i)%every != 0 {
+								continue
+							}
+							tries++
+							played(t, s, tale, rewind{at: at, back: back, synced: (at+back)%2 == 0, then: then})
+							if t.Failed() {
+								return
+							}
 						}
 					}
 				}

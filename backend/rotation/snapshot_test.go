@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,7 +41,7 @@ func TestASnapshotInGraceTakesNothingAway(t *testing.T) {
 				r = w.role("a")
 				require.NotNil(t, r.Run, "it does not end by itself")
 				require.Equal(t, Grace, r.Run.Phase)
-				require.Contains(t, r.Run.Error, "restored from a snapshot; run reconcile/fake/a to put them back, or keep what is there: delete the role")
+				require.Contains(t, r.Run.Error, "restored from a snapshot; run reconcile/fake/a to put them back, or keep what is there: delete the role (abandon=true) and create it with that")
 				for _, name := range w.order {
 					require.True(t, w.accepts(name, user, later.Secret), "%s refuses what consumers run with", name)
 				}
@@ -71,5 +72,73 @@ func TestADriftInGraceIsMended(t *testing.T) {
 		w.idle("a")
 		require.Equal(t, Completed, w.role("a").LastRun.State)
 		require.True(t, w.accepts("n1", "u-a", secret(w.role("a"), version.Current)))
+	})
+}
+
+// A snapshot that was taken in apply, restored when its server accepts something that is
+// not stored: the run waits, says what can be done, and all of that works.
+func TestASnapshotInApplyWaitsForAPerson(t *testing.T) {
+	for name, then := range map[string]func(*world){
+		"reconcile": func(w *world) {
+			w.reconcile("a")
+			w.idle("a")
+			require.Equal(w.t, Completed, w.role("a").LastRun.State)
+			require.False(w.t, w.accepts("n1", "u-a", "of a later rotation"), "as was asked")
+		},
+		"abandon": func(w *world) {
+			w.cancel(w.role("a").Run.Rotation) // which takes nothing away
+			w.pass(10 * time.Minute)
+			require.NotNil(w.t, w.role("a").Run)
+			require.True(w.t, w.accepts("n1", "u-a", "of a later rotation"))
+			_ = w.do("abandon", func(ctx context.Context, e *Engine) error { return e.Abandon(ctx, "a", "it is another one now") })
+			require.Nil(w.t, w.role("a"))
+			require.True(w.t, w.accepts("n1", "u-a", "of a later rotation"), "what is there is kept")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, shapes[0], plan{name: t.Name()})
+				w.seed("a", nil)
+				w.nextCall(3, callHangs) // preflight, probe, change
+				w.run()
+				defer w.close()
+				w.rotate("a")
+				w.until("apply", time.Minute, func() bool { return w.roles["a"].Run.Phase == Apply })
+				later := kind.Material{Username: "u-a", Secret: "of a later rotation"}
+				for _, name := range w.order {
+					w.tamper(name, "u-a", later)
+				}
+				w.restart()
+				w.pass(10 * time.Minute)
+				r := w.role("a")
+				require.NotNil(t, r.Run, "it does not end by itself")
+				require.True(t, r.Run.Doubt)
+				require.Contains(t, r.Run.Error, "run reconcile/fake/a to put them back")
+				require.Contains(t, busy(r).Text, "go on with reconcile/fake/a, or delete roles/a with abandon=true")
+				for _, name := range w.order {
+					require.True(t, w.accepts(name, "u-a", later.Secret))
+				}
+				then(w)
+			})
+		})
+	}
+}
+
+// After a crash a target that does not answer holds nothing up for ever: the run gives up
+// in its time, can be cancelled, and its role deleted.
+func TestACrashWithItsTargetGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, shapes[0], plan{name: t.Name()})
+		w.seed("a", nil)
+		w.nextCall(3, callHangs)
+		w.run()
+		defer w.close()
+		w.rotate("a")
+		w.until("apply", time.Minute, func() bool { return w.roles["a"].Run.Phase == Apply })
+		w.allDown()
+		w.restart()
+		w.until("a way back", 10*time.Minute, func() bool { return w.roles["a"].Run.Back })
+		_ = w.do("abandon", func(ctx context.Context, e *Engine) error { return e.Abandon(ctx, "a", "it is gone") })
+		require.Nil(t, w.role("a"))
 	})
 }

@@ -798,6 +798,7 @@ func (w *world) checkWrite(key string) {
 		}
 		w.checkServed(r)
 		w.checkDocument()
+		w.checkRewound()
 		return
 	}
 	if ok || strings.HasPrefix(key, storage.Document) || strings.HasPrefix(key, storage.Deleted) {
