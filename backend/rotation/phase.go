@@ -77,7 +77,7 @@ func (s State) Meaning() string {
 		Held:           "`sync`, `restart`, `check`: a consumer failed, and the role has `on_failure=hold`; `resume/<id>` goes on, `cancel/<id>` is a `recall`",
 		InGrace:        "`grace`: the new version is served and proven, and the previous one is still accepted",
 		RollingBack:    "the phases that end in `_back`",
-		RollbackFailed: "the same after five tries, which go on",
+		RollbackFailed: "the same after five tries, which go on; or at once where somebody has to decide, as `last_error` says",
 		Completed:      "outcome: what was to be served is, and everything earlier was seen to be refused",
 		Partial:        "outcome: some roles completed and others did not; of an emergency also: consumers could not be proven (`missed`)",
 		Failed:         "outcome: it ended before the target was changed; a reconcile: it could not be proven",

@@ -321,10 +321,12 @@ func (run *Run) state() State {
 	switch {
 	case run.Held != "":
 		return Held
-	case run.Back && run.Tries >= rollbackAlarm:
+	case run.Back && (run.Tries >= rollbackAlarm || run.Doubt):
 		return RollbackFailed
 	case run.Back:
 		return RollingBack
+	case run.Doubt:
+		return Waiting
 	case run.Phase == Grace && !run.Reapply:
 		return InGrace
 	case run.Tries > 0, run.Phase == Check && !run.CheckUntil.IsZero():
@@ -338,7 +340,7 @@ func (run *Run) state() State {
 // there is no grace, retiring follows at once and is one of them.
 func (run *Run) settled() bool {
 	graceOver := run.Phase == Retire && !run.GraceUntil.IsZero()
-	return run.Back || run.Phase == Sync || run.Phase == Restart || run.Phase == Check || run.Phase == Grace || run.Retired || graceOver || run.Tries >= settleTries
+	return run.Back || run.Phase == Sync || run.Phase == Restart || run.Phase == Check || run.Phase == Grace || run.Retired || graceOver || run.Doubt || run.Tries >= settleTries
 }
 
 // laneOfConsumer begins lanes of work at consumers.

@@ -41,6 +41,7 @@ func TestASnapshotInGraceTakesNothingAway(t *testing.T) {
 				r = w.role("a")
 				require.NotNil(t, r.Run, "it does not end by itself")
 				require.Equal(t, Grace, r.Run.Phase)
+				require.Equal(t, Waiting, r.Run.state(), "it is seen to wait")
 				require.Contains(t, r.Run.Error, "restored from a snapshot; run reconcile/fake/a to put them back, or keep what is there: delete the role (abandon=true) and create it with that")
 				for _, name := range w.order {
 					require.True(t, w.accepts(name, user, later.Secret), "%s refuses what consumers run with", name)
@@ -113,6 +114,7 @@ func TestASnapshotInApplyWaitsForAPerson(t *testing.T) {
 				r := w.role("a")
 				require.NotNil(t, r.Run, "it does not end by itself")
 				require.True(t, r.Run.Doubt)
+				require.Equal(t, Waiting, r.Run.state())
 				require.Contains(t, r.Run.Error, "run reconcile/fake/a to put them back")
 				require.Contains(t, busy(r).Text, "go on with reconcile/fake/a, or delete roles/a with abandon=true")
 				for _, name := range w.order {
