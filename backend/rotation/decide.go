@@ -701,7 +701,7 @@ func (d *decider) retire() step {
 		return d.retired(nil)
 	case d.heldUp():
 		return d.bringMeanwhile()
-	case d.doubted() && d.role.consults() && d.facts.witness != nil && !d.facts.permit && d.facts.outcome == nil:
+	case d.doubted() && d.role.consults() && !d.facts.permit && d.facts.outcome == nil && d.vouched():
 		if s, ok := d.leftBy(); !ok {
 			return s
 		}

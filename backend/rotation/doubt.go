@@ -170,7 +170,7 @@ func (w *witness) accepts(n kind.NodeAnswer, m kind.Material) bool {
 func (d *decider) mayUndo() (s step, ok bool) {
 	run, w, failing := d.role.Run, d.facts.witness, d.role.Get(d.role.Run.To)
 	switch {
-	case !d.doubted(), failing == nil, run.Promoted, run.Adopted, run.Doomed != "": // it had been given up by then
+	case !d.doubted(), failing == nil, run.Promoted, run.Adopted, d.role.Served(failing.Material), run.Doomed != "": // that was given up by then
 		return step{}, true
 	case w == nil:
 		return step{act: attest}, false

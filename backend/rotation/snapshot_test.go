@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -142,5 +143,29 @@ func TestACrashWithItsTargetGone(t *testing.T) {
 		w.until("a way back", 10*time.Minute, func() bool { return w.roles["a"].Run.Back })
 		_ = w.do("abandon", func(ctx context.Context, e *Engine) error { return e.Abandon(ctx, "a", "it is gone") })
 		require.Nil(t, w.role("a"))
+	})
+}
+
+// Neither does a retirement whose target is gone spin, and when that is back it goes on by
+// itself, once consumers were seen to run with what is served.
+func TestACrashInRetire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := shapes[slices.IndexFunc(shapes, func(s shape) bool { return s.name == "consumed" })]
+		w := newWorld(t, s, plan{name: t.Name()})
+		w.seed("a", nil)
+		w.run()
+		defer w.close()
+		w.rotate("a")
+		w.phase("a", Grace)
+		w.setDown("n1", true)
+		w.until("retire", time.Hour, func() bool { return w.roles["a"].Run.Phase == Retire })
+		w.restart()
+		w.pass(time.Hour)
+		require.Less(t, w.ops[atTarget], 500)
+		require.Equal(t, Retire, w.role("a").Run.Phase)
+		w.setDown("n1", false)
+		w.idle("a")
+		require.Equal(t, Completed, w.role("a").LastRun.State)
+		w.finish()
 	})
 }
