@@ -789,7 +789,7 @@ func (d *decider) leavesLane(next *Role) bool { return next.lane() != d.role.lan
 // undo: the direction is stored. The target has to refuse what failed.
 func (d *decider) undo() step {
 	r := d.role
-	if !d.facts.permit && d.facts.outcome == nil {
+	if r.Run.Unasked && !d.facts.permit && d.facts.outcome == nil {
 		if s, ok := d.mayUndo(); !ok {
 			return s
 		}
@@ -1054,6 +1054,7 @@ func (d *decider) event(on event, reason string) step {
 	case l.End != "":
 		return d.endAs(next, l.End, nil)
 	case l.ToBack:
+		next.Run.Unasked = !d.vouched()
 		next.Run.Why = next.Run.Error
 		next.mark(d.now, fmt.Sprintf("%s: rolling back: %s", run.Phase, reason))
 		next.advance(on, d.now)

@@ -36,6 +36,8 @@ type witness struct {
 	rotation string
 	answer   kind.Answer
 	asked    []kind.Material
+	// why is what was wrong with what was stored then; nil: nothing.
+	why error
 	// consumers are why consumers are not sure to run with what is served; nil where
 	// nobody looked.
 	consumers map[string]error
@@ -113,8 +115,10 @@ func responds(a kind.Answer) bool {
 // stranger says why what is stored is not to be trusted: at no node that answers is
 // accepted what should be, and nothing else. One that differs is put right by the run, but
 // where a rotation may have passed others over.
-func (d *decider) stranger() error {
-	w := d.facts.witness
+func (d *decider) stranger() error { return d.facts.witness.why }
+
+// judge is that of r, when it was seen.
+func (w *witness) judge(r *Role) error {
 	err := w.answer.Err
 	if err == nil {
 		err = errors.New("no node of the target answers")
@@ -123,11 +127,11 @@ func (d *decider) stranger() error {
 	for _, n := range w.answer.Nodes {
 		why := n.Err
 		if why == nil {
-			if why = d.strange(n); why == nil {
+			if why = w.strange(r, n); why == nil {
 				good = true
 				continue
 			}
-			if n.Extra != 0 && d.role.passesOver() {
+			if n.Extra != 0 && r.passesOver() {
 				return why
 			}
 		}
@@ -141,8 +145,7 @@ func (d *decider) stranger() error {
 	return err
 }
 
-func (d *decider) strange(n kind.NodeAnswer) error {
-	r := d.role
+func (w *witness) strange(r *Role, n kind.NodeAnswer) error {
 	remedy := fmt.Sprintf("it was changed, or Vault restored from a snapshot; run reconcile/%s/%s to put them back, "+
 		"or keep what is there: delete the role (abandon=true) and create it with that", r.Kind, r.Name)
 	if n.Extra != 0 {
@@ -152,7 +155,7 @@ func (d *decider) strange(n kind.NodeAnswer) error {
 	switch {
 	case current == nil: // nothing was served yet
 		return nil
-	case d.facts.witness.accepts(n, current.Material):
+	case w.accepts(n, current.Material):
 		return nil
 	case r.Spec.Strategy == kind.Swap && r.Run.Phase != Retire && slices.Contains(n.Accepts, true):
 		return nil // a server that knows one knows one of those
@@ -182,7 +185,7 @@ func (d *decider) mayUndo() (s step, ok bool) {
 		return step{}, true
 	case d.role.consults():
 		return d.leftBy()
-	case run.Recall != "": // somebody has said so
+	case run.Recall != "", d.facts.outcome != nil: // somebody has said so; it was asked for just now, in vain
 		return step{}, true
 	}
 	return d.hold(fmt.Errorf("every node accepts version %d, and whether clients have it is not known since Vault was started: "+
@@ -311,7 +314,7 @@ func (e *Engine) attestAt(jobs []*job) {
 	generation, err := e.o.Generation(ctx, jobs[0].role.Connection)
 	if err != nil {
 		for _, j := range jobs {
-			j.facts.witness = &witness{rotation: j.role.Run.Rotation, answer: kind.Answer{Err: err}, late: j.facts.witness != nil}
+			j.facts.witness = &witness{rotation: j.role.Run.Rotation, answer: kind.Answer{Err: err}, late: j.facts.witness != nil, why: err}
 		}
 		return
 	}
@@ -323,6 +326,7 @@ func (e *Engine) attestAt(jobs []*job) {
 	e.probe(jobs)
 	for i, j := range jobs {
 		w := &witness{rotation: j.role.Run.Rotation, answer: *j.facts.answer, asked: j.facts.asked, late: before[i].witness != nil}
+		w.why = w.judge(j.role)
 		j.facts = before[i]
 		j.facts.witness = w
 		if responds(w.answer) {

@@ -141,8 +141,10 @@ type Run struct {
 	Started time.Time `json:"started"`
 	// Vouched is when somebody said that what is stored of the run is so, which who finds it
 	// after a start of the engine doubts; Doubt: it waits for that.
-	Vouched    time.Time `json:"vouched,omitzero"`
-	Doubt      bool      `json:"doubt,omitempty"`
+	Vouched time.Time `json:"vouched,omitzero"`
+	Doubt   bool      `json:"doubt,omitempty"`
+	// Unasked: it went back when no node answered that could have been asked about that.
+	Unasked    bool      `json:"unasked,omitempty"`
 	Deadline   time.Time `json:"deadline,omitzero"` // of the phase
 	GraceUntil time.Time `json:"grace_until,omitzero"`
 	GraceFrom  time.Time `json:"grace_from,omitzero"`

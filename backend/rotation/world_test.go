@@ -744,6 +744,9 @@ func (w *world) noteWrite(key string, value []byte) {
 			w.checkMoves(before, r)
 			w.checkUnused(before, r)
 			w.checkKept(before, r)
+			if r.Run != nil && r.Run.Doubt && strings.Contains(r.Run.Error, "snapshot") && !w.touched(r) {
+				w.violateLocked("the run of %s is doubted after no more than a crash: %s", r.Name, describe(r))
+			}
 			w.roles[name] = r
 			w.leftOut = w.leftOut || r.Run.urgent() && len(r.Run.Missed) > 0
 			w.noteKeys(r)
