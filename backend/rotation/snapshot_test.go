@@ -161,7 +161,10 @@ func TestACrashInRetire(t *testing.T) {
 		w.until("retire", time.Hour, func() bool { return w.roles["a"].Run.Phase == Retire })
 		w.restart()
 		w.pass(time.Hour)
-		require.Less(t, w.ops[atTarget], 500)
+		w.mu.Lock()
+		asked := w.ops[atTarget]
+		w.mu.Unlock()
+		require.Less(t, asked, 500)
 		require.Equal(t, Retire, w.role("a").Run.Phase)
 		w.setDown("n1", false)
 		w.idle("a")
