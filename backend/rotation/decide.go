@@ -476,7 +476,7 @@ func (d *decider) apply() step {
 		return d.announce()
 	case d.targetless:
 		return d.promote(nil)
-	case (run.Trigger == Reconcile || d.role.putsBack()) && d.unsent():
+	case (run.Trigger == Reconcile || d.role.putsBack()) && d.unsent() && d.vouched():
 		return d.send(d.role.clone(), d.applyGoal())
 	}
 	return d.pursue(d.applyGoal(), d.promote)
@@ -617,7 +617,10 @@ func (d *decider) grace() step {
 			return s
 		}
 		return d.takeBack(run.Recall)
-	case run.Reapply && !d.doubted():
+	case run.Reapply:
+		if s, ok := d.vouchNow(); !ok {
+			return s
+		}
 		return d.reapply()
 	case !d.graceOver():
 		return step{act: wait, until: run.GraceUntil}
@@ -626,15 +629,10 @@ func (d *decider) grace() step {
 	case d.role.ring() && run.GraceUntil.IsZero() && run.Trigger != Create:
 		return d.guarded(d.endAs(d.role.clone(), Completed, nil)) // its unit has waited for others
 	}
-	if s, ok := d.vouch(); !ok {
+	if s, ok := d.vouchNow(); !ok {
 		return s
 	}
-	switch {
-	case run.Reapply:
-		return d.reapply()
-	case d.doubted() && !d.vouched():
-		return d.retry(d.stranger(), bad)
-	case d.doubted() && d.role.consults():
+	if d.doubted() && d.role.consults() {
 		if s, ok := d.leftBy(); !ok {
 			return s
 		}

@@ -84,6 +84,17 @@ func (d *decider) vouch() (s step, ok bool) {
 	return d.hold(d.stranger()), false
 }
 
+// vouchNow is vouch where a call comes next, whatever the target accepts.
+func (d *decider) vouchNow() (s step, ok bool) {
+	if s, ok := d.vouch(); !ok {
+		return s, false
+	}
+	if !d.vouched() {
+		return d.retry(d.stranger(), bad), false
+	}
+	return step{}, true
+}
+
 // lateVouch is vouch for a node that has begun to answer since.
 func (d *decider) lateVouch() (s step, ok bool) {
 	switch {
@@ -112,12 +123,12 @@ func responds(a kind.Answer) bool {
 	return slices.ContainsFunc(a.Nodes, func(n kind.NodeAnswer) bool { return n.Err == nil })
 }
 
-// stranger says why what is stored is not to be trusted: at no node that answers is
-// accepted what should be, and nothing else. One that differs is put right by the run, but
-// where a rotation may have passed others over.
+// stranger says why what was stored when its target was asked is not to be trusted.
 func (d *decider) stranger() error { return d.facts.witness.why }
 
-// judge is that of r, when it was seen.
+// judge says why what is stored of r is not to be trusted: at no node that answers is
+// accepted what should be, and nothing else. One that differs is put right by the run, but
+// where a rotation may have passed others over.
 func (w *witness) judge(r *Role) error {
 	err := w.answer.Err
 	if err == nil {
@@ -188,8 +199,12 @@ func (d *decider) mayUndo() (s step, ok bool) {
 	case run.Recall != "", d.facts.outcome != nil: // somebody has said so; it was asked for just now, in vain
 		return step{}, true
 	}
+	takes := ""
+	if !run.Back {
+		takes = fmt.Sprintf("cancel/%s takes it back, or ", run.Rotation)
+	}
 	return d.hold(fmt.Errorf("every node accepts version %d, and whether clients have it is not known since Vault was started: "+
-		"cancel/%s takes it back, or run reconcile/%s/%s to go on", failing.Number, run.Rotation, d.role.Kind, d.role.Name)), false
+		"%srun reconcile/%s/%s to go on", failing.Number, takes, d.role.Kind, d.role.Name)), false
 }
 
 // mayBeServed reports whether m may have been promoted, which it is when every node

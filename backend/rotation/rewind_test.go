@@ -208,14 +208,15 @@ func played(t *testing.T, s shape, tale story, re rewind) (writes int) {
 		w.run()
 		defer w.close()
 		for _, step := range tale.steps {
-			if step(w); re.at > 0 && w.instance() != nil && w.isDue() {
+			if step(w); w.isDue() {
 				break
 			}
 		}
-		if writes = w.rewind.writes; re.at == 0 {
-			return
-		}
-		if w.rewind.snap == nil { // it has written less than another time
+		w.mu.Lock()
+		writes = w.rewind.writes
+		taken := w.rewind.snap != nil
+		w.mu.Unlock()
+		if !taken { // nobody asked for it, or this has written less than another time
 			return
 		}
 		if !w.isDue() { // when all is over

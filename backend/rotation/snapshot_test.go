@@ -77,6 +77,17 @@ func TestADriftInGraceIsMended(t *testing.T) {
 	})
 }
 
+// inApply is a world with a rotation whose change is under way.
+func inApply(t *testing.T) *world {
+	w := newWorld(t, shapes[0], plan{name: t.Name()})
+	w.seed("a", nil)
+	w.nextCall(3, callHangs) // preflight, probe, change
+	w.run()
+	w.rotate("a")
+	w.until("apply", time.Minute, func() bool { return w.roles["a"].Run.Phase == Apply })
+	return w
+}
+
 // A snapshot that was taken in apply, restored when its server accepts something that is
 // not stored: the run waits, says what can be done, and all of that works.
 func TestASnapshotInApplyWaitsForAPerson(t *testing.T) {
@@ -99,13 +110,8 @@ func TestASnapshotInApplyWaitsForAPerson(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, shapes[0], plan{name: t.Name()})
-				w.seed("a", nil)
-				w.nextCall(3, callHangs) // preflight, probe, change
-				w.run()
+				w := inApply(t)
 				defer w.close()
-				w.rotate("a")
-				w.until("apply", time.Minute, func() bool { return w.roles["a"].Run.Phase == Apply })
 				later := kind.Material{Username: "u-a", Secret: "of a later rotation"}
 				for _, name := range w.order {
 					w.tamper(name, "u-a", later)
@@ -131,13 +137,8 @@ func TestASnapshotInApplyWaitsForAPerson(t *testing.T) {
 // in its time, can be cancelled, and its role deleted.
 func TestACrashWithItsTargetGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, shapes[0], plan{name: t.Name()})
-		w.seed("a", nil)
-		w.nextCall(3, callHangs)
-		w.run()
+		w := inApply(t)
 		defer w.close()
-		w.rotate("a")
-		w.until("apply", time.Minute, func() bool { return w.roles["a"].Run.Phase == Apply })
 		w.allDown()
 		w.restart()
 		w.until("a way back", 10*time.Minute, func() bool { return w.roles["a"].Run.Back })
@@ -171,4 +172,38 @@ func TestACrashInRetire(t *testing.T) {
 		require.Equal(t, Completed, w.role("a").LastRun.State)
 		w.finish()
 	})
+}
+
+// A reconcile in grace that a crash has cut off is done at once, and does not wait for the
+// end of the grace; one whose target is gone by then makes no call before that was asked.
+func TestACrashInAReconcileInGrace(t *testing.T) {
+	for _, down := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, shapes[0], plan{name: t.Name()})
+			w.seed("a", nil)
+			w.run()
+			defer w.close()
+			w.rotate("a")
+			w.phase("a", Grace)
+			w.nextCall(1, callHangs)
+			w.reconcile("a")
+			w.pass(time.Second) // whose word is from before the start
+			if down {
+				w.allDown()
+			}
+			w.restart()
+			if down {
+				w.pass(time.Minute)
+				require.True(t, w.role("a").Run.Reapply)
+				for _, name := range w.order {
+					w.setDown(name, false)
+				}
+			}
+			w.until("reconciled", 3*time.Minute, func() bool { return !w.roles["a"].Run.Reapply })
+			require.Equal(t, Grace, w.role("a").Run.Phase)
+			w.idle("a")
+			require.Equal(t, Completed, w.role("a").LastRun.State)
+			w.finish()
+		})
+	}
 }
