@@ -79,7 +79,43 @@ func StartVaultCluster(options VaultOptions, nodes int) (_ *VaultCluster, err er
 			return nil, err
 		}
 	}
-	return c, nil
+	return c, c.awaitVoters(ctx, first)
+}
+
+// awaitVoters returns when every node has a vote, and knows it: Vault gives it to one that
+// has been well for ten seconds. Without it the others elect nobody when the first is gone.
+func (c *VaultCluster) awaitVoters(ctx context.Context, first *Vault) error {
+	err := first.await(ctx, func() error {
+		state, err := first.client.Sys().RaftAutopilotStateWithContext(ctx)
+		if err == nil && (!state.Healthy || len(state.Voters) != len(c.Nodes)) {
+			err = fmt.Errorf("%d of %d nodes have a vote", len(state.Voters), len(c.Nodes))
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// Whoever has what is written now has what was decided before it.
+	if _, err := first.client.Logical().WriteWithContext(ctx, "cubbyhole/voters", map[string]any{"all": true}); err != nil {
+		return err
+	}
+	written, err := first.client.Sys().LeaderWithContext(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range c.Nodes {
+		err := v.await(ctx, func() error {
+			own, err := v.client.Sys().LeaderWithContext(ctx)
+			if err == nil && own.RaftAppliedIndex < written.RaftAppliedIndex {
+				err = fmt.Errorf("%s is behind the active node", v.member.name)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // NewVaultCluster is StartVaultCluster for a test. The logs are shown when the test
