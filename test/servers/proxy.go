@@ -16,7 +16,7 @@ import (
 type Proxy struct {
 	listener net.Listener
 	target   string
-	owner    func(client net.Addr) string
+	owner    func(client, here net.Addr) string
 	wg       sync.WaitGroup
 
 	mu       sync.Mutex
@@ -28,19 +28,18 @@ type Proxy struct {
 }
 
 // party is who has the client's end of a connection. That is found out when it
-// matters, and asked again until it is known: the kernel's table of sockets changes
-// while it is read, and may leave one out.
+// matters, and asked again until it is known.
 type party struct {
-	client net.Addr
-	mu     sync.Mutex
-	name   string
+	client, here net.Addr
+	mu           sync.Mutex
+	name         string
 }
 
 func (p *Proxy) ownerOf(who *party) string {
 	who.mu.Lock()
 	defer who.mu.Unlock()
 	if who.name == "" {
-		who.name = p.owner(who.client)
+		who.name = p.owner(who.client, who.here)
 	}
 	return who.name
 }
@@ -56,12 +55,12 @@ type faults struct {
 
 // NewProxy listens on a loopback port and forwards to target.
 func NewProxy(target string) (*Proxy, error) {
-	return NewOwnedProxy(target, func(net.Addr) string { return "" })
+	return NewOwnedProxy(target, func(net.Addr, net.Addr) string { return "" })
 }
 
 // NewOwnedProxy is NewProxy for clients of several owners, which owner tells from
-// the client's end of a connection; Isolate disturbs those of one of them.
-func NewOwnedProxy(target string, owner func(client net.Addr) string) (*Proxy, error) {
+// the two ends of a client's connection; Isolate disturbs those of one of them.
+func NewOwnedProxy(target string, owner func(client, here net.Addr) string) (*Proxy, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen for the proxy of %s: %w", target, err)
@@ -231,7 +230,7 @@ func (p *Proxy) forget(c net.Conn) {
 }
 
 func (p *Proxy) serve(client net.Conn) {
-	who := &party{client: client.RemoteAddr()}
+	who := &party{client: client.RemoteAddr(), here: client.LocalAddr()}
 	if !p.track(client, who) {
 		return
 	}
@@ -247,7 +246,9 @@ func (p *Proxy) serve(client net.Conn) {
 		buf := make([]byte, 64<<10)
 		for {
 			n, err := src.Read(buf)
-			if n > 0 && pass(buf[:n]) && !p.isolates(who, true) {
+			if n > 0 && p.isolates(who, false) { // one that was being made when it was cut
+				err = net.ErrClosed
+			} else if n > 0 && pass(buf[:n]) && !p.isolates(who, true) {
 				if _, werr := dst.Write(buf[:n]); werr != nil {
 					err = werr
 				}

@@ -98,7 +98,7 @@ func TestProxyIsolatesAnOwner(t *testing.T) {
 	n := Redis(t, WithoutConfigFile())
 	own := map[string]string{}
 	var mu sync.Mutex
-	p, err := NewOwnedProxy(n.Addr, func(client net.Addr) string {
+	p, err := NewOwnedProxy(n.Addr, func(client, _ net.Addr) string {
 		mu.Lock()
 		defer mu.Unlock()
 		return own[client.String()]

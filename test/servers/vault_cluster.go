@@ -9,12 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/vault/api"
+	"github.com/vishvananda/netlink"
 )
 
 // VaultCluster is several Vaults that are one, with integrated storage and TLS on
@@ -258,8 +258,8 @@ func (c *VaultCluster) HealTargets() (kept int) {
 
 // ownerOf is the name of the node whose server, or plugin, has the other end of a
 // connection; "" when it is somebody else's.
-func (c *VaultCluster) ownerOf(client net.Addr) string {
-	inode, err := socketOf(client)
+func (c *VaultCluster) ownerOf(client, here net.Addr) string {
+	inode, err := socketOf(client, here)
 	if err != nil {
 		return ""
 	}
@@ -376,29 +376,14 @@ func (v *Vault) awaitUnsealed(ctx context.Context) error {
 	})
 }
 
-// socketOf is the inode of the socket whose own end is at addr, as /proc/net/tcp
-// names it.
-func socketOf(addr net.Addr) (string, error) {
-	tcp, ok := addr.(*net.TCPAddr)
-	if !ok {
-		return "", fmt.Errorf("%s is no address of TCP", addr)
-	}
-	ip := tcp.IP.To4()
-	if ip == nil {
-		return "", fmt.Errorf("%s is no address of IPv4", addr)
-	}
-	own := fmt.Sprintf("%02X%02X%02X%02X:%04X", ip[3], ip[2], ip[1], ip[0], tcp.Port)
-	table, err := os.ReadFile("/proc/net/tcp")
+// socketOf is the inode of the socket at one end of a connection. The kernel is asked for
+// that one: its table in /proc may leave one out while others come and go.
+func socketOf(end, other net.Addr) (string, error) {
+	s, err := netlink.SocketGet(end, other)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("the socket at %s: %w", end, err)
 	}
-	for line := range strings.Lines(string(table)) {
-		// sl local remote state queues timer retransmits uid timeout inode
-		if words := strings.Fields(line); len(words) > 9 && words[1] == own {
-			return words[9], nil
-		}
-	}
-	return "", fmt.Errorf("no socket is at %s", addr)
+	return strconv.FormatUint(uint64(s.INode), 10), nil
 }
 
 func holdsSocket(pid int, inode string) bool {
