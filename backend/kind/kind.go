@@ -236,6 +236,9 @@ type NodeError struct {
 type Question struct {
 	User
 	Materials []Material
+	// Brief: of a user that has one password at a time, nothing but that has to be tried
+	// and the others follow from it. Without it a refusal is one that the node gave.
+	Brief bool
 }
 
 // Answer is what the nodes said to a Question.

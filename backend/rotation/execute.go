@@ -226,17 +226,25 @@ func (e *Engine) inspect(jobs []*job) {
 	for i, j := range jobs {
 		j.facts.finding = &findings[i]
 	}
-	e.probe(jobs)
+	// What is accepted has to be known here, and nothing is proven refused yet: a role
+	// that keeps many versions costs no more logins than another.
+	e.ask(jobs, true)
 }
 
 // probe asks which material the nodes accept.
 func (e *Engine) probe(jobs []*job) {
-	if len(jobs) == 0 {
-		return
+	if len(jobs) > 0 {
+		e.ask(jobs, false)
 	}
+}
+
+func (e *Engine) ask(jobs []*job, brief bool) {
 	questions, places := make([][]kind.Question, len(jobs)), make([][][]int, len(jobs))
 	for i, j := range jobs {
 		questions[i], places[i] = j.role.questions(j.step.ask, j.generation)
+		for n := range questions[i] {
+			questions[i][n].Brief = brief
+		}
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)
 	defer cancel()

@@ -351,6 +351,9 @@ func (f *fakeTarget) Probe(ctx context.Context, questions []kind.Question) []kin
 	defer f.w.mu.Unlock()
 	for i, q := range questions {
 		f.mine(q.User)
+		if r := f.w.roles[q.Role]; q.Brief && (r == nil || r.Run == nil || r.Run.Phase != Preflight) {
+			f.w.violateLocked("a refusal of role %s is to be concluded, and not seen", q.Role)
+		}
 		out[i].Err = err
 		if err != nil {
 			f.w.logLocked("target probe %s%s", q.Username, note(err))

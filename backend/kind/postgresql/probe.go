@@ -71,10 +71,14 @@ func (n *node) probe(ctx context.Context, users []kind.User, questions []kind.Qu
 // answer tries the materials of one question.
 func (n *node) answer(ctx context.Context, q kind.Question, r row) kind.NodeAnswer {
 	a := kind.NodeAnswer{Accepts: make([]bool, len(q.Materials)), Problem: r.trouble(n.node, q.User)}
-	proven := false
+	proven, secret := false, ""
 	for i, m := range q.Materials {
 		if !r.exists {
 			continue // a login could only fail
+		}
+		if proven && q.Brief && a.Extra == 0 { // a node that takes any password is asked on
+			a.Accepts[i] = m.Secret == secret
+			continue
 		}
 		m.Username = q.Username
 		v := n.inTime(ctx, func() verdict { return n.try(ctx, m) })
@@ -88,7 +92,9 @@ func (n *node) answer(ctx context.Context, q kind.Question, r row) kind.NodeAnsw
 			a.Problem = v.problem
 		}
 		a.Accepts[i] = v.accepted
-		proven = proven || v.accepted
+		if v.accepted && !proven {
+			proven, secret = true, m.Secret
+		}
 	}
 	if !proven && r.known && r.stored {
 		a.Extra = 1
