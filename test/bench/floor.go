@@ -77,6 +77,10 @@ func (f *redisFloorLoop) told() string {
 	return strings.Join(out, ", ")
 }
 
+func (f *redisFloorLoop) costs(ctx context.Context) (cost, error) {
+	return f.stage.costing(func() (time.Duration, error) { return f.round(ctx) })
+}
+
 func (f *redisFloorLoop) round(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
 	f.turn++
@@ -168,6 +172,10 @@ func (f *postgresFloorLoop) learn(ctx context.Context, before int) error {
 	now, err := f.sessions(ctx)
 	f.logins = max(now-before, f.n)
 	return err
+}
+
+func (f *postgresFloorLoop) costs(ctx context.Context) (cost, error) {
+	return f.stage.costing(func() (time.Duration, error) { return f.round(ctx) })
 }
 
 func (f *postgresFloorLoop) round(ctx context.Context) (time.Duration, error) {

@@ -105,7 +105,7 @@ func (b *bench) rotators(ctx context.Context, s *stage, where string) ([]*rotato
 	}
 	return append(all, &rotator{
 		name: "database engine, `rotate-role/<one>`, " + where,
-		once: func(ctx context.Context) error { _, err := theirs.round(ctx); return err },
+		once: theirs.rotate,
 	}), nil
 }
 

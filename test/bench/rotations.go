@@ -19,9 +19,33 @@ import (
 type contender struct {
 	name string
 	n    int // credentials a round
-	// round returns how long they took.
-	round func(ctx context.Context) (time.Duration, error)
-	rates series
+	// round returns what they took.
+	round func(ctx context.Context) (cost, error)
+	// rotate is a round of the database engine, and nothing is measured.
+	rotate func(ctx context.Context) error
+	rates  series
+	spent  map[string]series // ms of a processor for one, by who had it
+	busy   series            // percent of all processors
+}
+
+// cost is what a round took.
+type cost struct {
+	time time.Duration
+	used used
+}
+
+// costing is the cost of do, and of nothing else.
+func (s *stage) costing(do func() (time.Duration, error)) (c cost, err error) {
+	before, err := s.processors()
+	if err != nil {
+		return cost{}, err
+	}
+	if c.time, err = do(); err != nil {
+		return cost{}, err
+	}
+	after, err := s.processors()
+	c.used = after.since(before)
+	return c, err
 }
 
 const (
@@ -51,6 +75,9 @@ func rotations(ctx context.Context, b *bench) (_ *result, err error) {
 		}
 		all = append(all, more...)
 	}
+	for _, c := range all {
+		c.spent = map[string]series{}
+	}
 	b.say("%d rounds of %d due roles", b.dueRounds, b.due)
 	err = turns(b.dueRounds, len(all), func(round, which int) error {
 		c := all[which]
@@ -58,8 +85,12 @@ func rotations(ctx context.Context, b *bench) (_ *result, err error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
-		c.rates = append(c.rates, float64(c.n)/took.Seconds())
-		b.say("round %d: %s, %d in %s", round+1, c.name, c.n, took.Round(time.Millisecond))
+		c.rates = append(c.rates, float64(c.n)/took.time.Seconds())
+		for _, who := range consumers {
+			c.spent[who] = append(c.spent[who], took.used.each(who, c.n))
+		}
+		c.busy = append(c.busy, took.used.busy(took.time))
+		b.say("round %d: %s, %d in %s", round+1, c.name, c.n, took.time.Round(time.Millisecond))
 		return nil
 	})
 	if err != nil {
@@ -67,14 +98,21 @@ func rotations(ctx context.Context, b *bench) (_ *result, err error) {
 	}
 	rates := map[string]series{}
 	t := table{head: []string{"", "credentials a round", "a second"}}
+	spent := table{head: []string{"ms of a processor for one credential, by"}}
+	spent.head = append(append(spent.head, consumers...), "all processors busy, percent")
 	p := plot{Name: "rotations", Title: "Credentials rotated a second", Y: "a second", Log: true, Lines: []line{{}}}
 	for _, c := range all {
 		rates[c.name] = c.rates
 		t.add(c.name, fmt.Sprint(c.n), c.rates.String())
+		row := []string{c.name}
+		for _, who := range consumers {
+			row = append(row, c.spent[who].String())
+		}
+		spent.add(append(row, c.busy.String())...)
 		p.Labels = append(p.Labels, c.name)
 		p.Lines[0].add(c.rates)
 	}
-	r.tables, r.plots = []table{t}, []plot{p}
+	r.tables, r.plots = []table{t, spent}, []plot{p}
 	r.least("redis: HarmonyFlow ÷ database engine", rates[redisDue].over(rates[redisTheirs]), 100)
 	r.least("postgresql: HarmonyFlow ÷ database engine", rates[postgresDue].over(rates[postgresOther]), 100)
 	r.least("redis: HarmonyFlow ÷ the floor", rates[redisDue].over(rates[redisFloor]), 0.5)
@@ -87,7 +125,7 @@ func rotations(ctx context.Context, b *bench) (_ *result, err error) {
 
 // dueTogether has n roles come due at one moment, and returns how long after it the
 // last was rotated: the new secret proven and served, the old one proven refused.
-func (s *stage) dueTogether(ctx context.Context, name func(int) string, n int) (time.Duration, error) {
+func (s *stage) dueTogether(ctx context.Context, name func(int) string, n int) (c cost, err error) {
 	lead := 2*time.Second + time.Duration(n)*4*time.Millisecond
 	var at time.Time
 	for {
@@ -96,19 +134,20 @@ func (s *stage) dueTogether(ctx context.Context, name func(int) string, n int) (
 			_, err := s.patch(ctx, "harmonyflow/roles/"+name(i), fields{"next_rotation": at.UTC().Format(time.RFC3339Nano)})
 			return err
 		}); err != nil {
-			return 0, err
+			return cost{}, err
 		}
 		if time.Now().Before(at) {
 			break
 		}
 		lead *= 2 // some were due before others
 		if err := s.calm(ctx); err != nil {
-			return 0, err
+			return cost{}, err
 		}
 	}
 	time.Sleep(time.Until(at))
-	if err := s.calm(ctx); err != nil {
-		return 0, err
+	c, err = s.costing(func() (time.Duration, error) { return 0, s.calm(ctx) })
+	if err != nil {
+		return cost{}, err
 	}
 	var last time.Time
 	ended := make([]time.Time, n)
@@ -124,7 +163,7 @@ func (s *stage) dueTogether(ctx context.Context, name func(int) string, n int) (
 		ended[i] = promoted
 		return err
 	}); err != nil {
-		return 0, err
+		return cost{}, err
 	}
 	for _, t := range ended {
 		if t.After(last) {
@@ -135,7 +174,8 @@ func (s *stage) dueTogether(ctx context.Context, name func(int) string, n int) (
 	if err == nil && finished.After(last) {
 		last = finished
 	}
-	return last.Sub(at), err
+	c.time = last.Sub(at)
+	return c, err
 }
 
 // each calls f for 0 to n-1, 32 at once.
@@ -243,14 +283,14 @@ func (b *bench) redisContenders(ctx context.Context, s *stage) ([]*contender, er
 	}
 	b.notes = append(b.notes, fmt.Sprintf("A rotation of one of many Redis roles writes %.1f entries of %.0f bytes.", written.each, written.size))
 	f := &redisFloorLoop{node: node, stage: s, first: b.due, n: b.due, written: written}
-	own := &contender{name: redisDue, n: b.due, round: func(ctx context.Context) (time.Duration, error) {
+	own := &contender{name: redisDue, n: b.due, round: func(ctx context.Context) (cost, error) {
 		before, err := f.counts(ctx)
 		if err != nil {
-			return 0, err
+			return cost{}, err
 		}
 		took, err := s.dueTogether(ctx, role, b.due)
 		if err != nil {
-			return 0, err
+			return cost{}, err
 		}
 		return took, f.learn(ctx, before)
 	}}
@@ -264,7 +304,7 @@ func (b *bench) redisContenders(ctx context.Context, s *stage) ([]*contender, er
 		return nil, err
 	}
 	b.notes = append(b.notes, "Commands that a Redis got for "+fmt.Sprint(b.due)+" rotations, which are what the floor sends it: "+f.told()+".")
-	all := []*contender{own, {name: redisFloor, n: b.due, round: f.round}}
+	all := []*contender{own, {name: redisFloor, n: b.due, round: f.costs}}
 	if b.vaultFull == "" {
 		return all, nil
 	}
@@ -307,18 +347,18 @@ func (b *bench) databaseEngine(ctx context.Context, s *stage, name, mount string
 			return nil, err
 		}
 	}
-	return &contender{name: name, n: b.engineDue, round: func(ctx context.Context) (time.Duration, error) {
-		began := time.Now()
-		g, ctx := errgroup.WithContext(ctx)
-		g.SetLimit(callers)
-		for i := range b.engineDue {
-			g.Go(func() error {
-				_, err := s.write(ctx, mount+"/rotate-role/"+role(i), fields{})
-				return err
-			})
-		}
-		err := g.Wait()
-		return time.Since(began), err
+	rotate := func(ctx context.Context) error {
+		return several(ctx, callers, b.engineDue, func(ctx context.Context, i int) error {
+			_, err := s.write(ctx, mount+"/rotate-role/"+role(i), fields{})
+			return err
+		})
+	}
+	return &contender{name: name, n: b.engineDue, rotate: rotate, round: func(ctx context.Context) (cost, error) {
+		return s.costing(func() (time.Duration, error) {
+			began := time.Now()
+			err := rotate(ctx)
+			return time.Since(began), err
+		})
 	}}, nil
 }
 
@@ -377,14 +417,14 @@ func (b *bench) postgresContenders(ctx context.Context, s *stage) ([]*contender,
 	}
 	b.notes = append(b.notes, fmt.Sprintf("One of many PostgreSQL roles writes %.1f entries of %.0f bytes.", written.each, written.size))
 	f := &postgresFloorLoop{node: node, stage: s, mount: "floor", first: b.due, n: b.due, written: written}
-	own := &contender{name: postgresDue, n: b.due, round: func(ctx context.Context) (time.Duration, error) {
+	own := &contender{name: postgresDue, n: b.due, round: func(ctx context.Context) (cost, error) {
 		before, err := f.sessions(ctx)
 		if err != nil {
-			return 0, err
+			return cost{}, err
 		}
 		took, err := s.dueTogether(ctx, name, b.due)
 		if err != nil {
-			return 0, err
+			return cost{}, err
 		}
 		return took, f.learn(ctx, before)
 	}}
@@ -392,7 +432,7 @@ func (b *bench) postgresContenders(ctx context.Context, s *stage) ([]*contender,
 		return nil, err
 	}
 	b.notes = append(b.notes, fmt.Sprintf("A PostgreSQL saw %.1f logins for each, and the floor makes as many.", float64(f.logins)/float64(b.due)))
-	all := []*contender{own, {name: postgresFloor, n: b.due, round: f.round}}
+	all := []*contender{own, {name: postgresFloor, n: b.due, round: f.costs}}
 	if b.vaultFull == "" {
 		return all, nil
 	}
