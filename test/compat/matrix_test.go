@@ -23,8 +23,11 @@ type host struct {
 }
 
 // hosts are the minor versions, oldest first. Each module pins the last release of its
-// minor version that compiles with an sdk that was published.
+// minor version that compiles with an sdk that was published. 1.20 has none.
 var hosts = []host{
+	{"1.17", "test/tools/vaults/v1.17"},
+	{"1.18", "test/tools/vaults/v1.18"},
+	{"1.19", "test/tools/vaults/v1.19"},
 	pinnedHost,
 }
 
