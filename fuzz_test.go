@@ -302,26 +302,95 @@ func FuzzStored(f *testing.F) {
 		f.Add(byte(i), []byte(`{}`))
 		f.Add(byte(i), []byte(`null`))
 	}
-	looks := []string{
+	f.Fuzz(func(t *testing.T, which byte, value []byte) {
+		lookAtStored(t, entries, keys[int(which)%len(keys)], value)
+	})
+}
+
+// TestStoredWithoutAField leaves each field of each entry out, and puts each of a few other
+// things in its place.
+func TestStoredWithoutAField(t *testing.T) {
+	t.Parallel()
+	entries := fuzzedEntries(t)
+	tried := 0
+	for _, key := range slices.Sorted(maps.Keys(entries)) {
+		var whole any
+		if json.Unmarshal(entries[key], &whole) != nil {
+			continue
+		}
+		for _, changed := range without(whole) {
+			value, err := json.Marshal(changed)
+			require.NoError(t, err)
+			lookAtStored(t, entries, key, value)
+			tried++
+		}
+	}
+	t.Logf("%d changes of %d entries", tried, len(entries))
+	require.Greater(t, tried, 500)
+}
+
+// without are all that v is without one of its fields or items, at any depth, and with
+// something else in its place.
+func without(v any) (out []any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, field := range v {
+			rest := maps.Clone(v)
+			delete(rest, name)
+			out = append(out, rest)
+			for _, other := range append(without(field), instead(field)...) {
+				one := maps.Clone(v)
+				one[name] = other
+				out = append(out, one)
+			}
+		}
+	case []any:
+		for i, item := range v {
+			out = append(out, slices.Delete(slices.Clone(v), i, i+1))
+			for _, other := range append(without(item), instead(item)...) {
+				one := slices.Clone(v)
+				one[i] = other
+				out = append(out, one)
+			}
+		}
+	}
+	return out
+}
+
+// instead are other values of the type of v.
+func instead(v any) []any {
+	switch v.(type) {
+	case string:
+		return []any{"", "other"}
+	case float64:
+		return []any{-1, 0, 1 << 40}
+	case []any:
+		return []any{[]any{}, nil}
+	case map[string]any:
+		return []any{map[string]any{}, nil}
+	}
+	return nil
+}
+
+// lookAtStored looks at everything in a mount, one of whose entries was replaced.
+func lookAtStored(t *testing.T, entries map[string][]byte, key string, value []byte) {
+	t.Helper()
+	changed := maps.Clone(entries)
+	changed[key] = value
+	m := newFuzzed(t, changed)
+	defer m.Cleanup(context.Background())
+	for _, path := range []string{
 		"config", "status", "metrics", "rotations", "creds/token", "creds/app", "creds/signs", "roles/token", "roles/app", "roles/signs", "jwks/signs",
 		"data/app/tokens", "metadata/app/tokens", "documents/app/tokens", "consumers/web", "notifications/ops", "connections/cache", "connections/queue",
 		"connections/db", "connections/remote", "connections/prod", "roles/", "connections/", "consumers/", "documents/", "notifications/", "rotations/", "metadata/", "deleted/",
-	}
-	f.Fuzz(func(t *testing.T, which byte, value []byte) {
-		key := keys[int(which)%len(keys)]
-		changed := maps.Clone(entries)
-		changed[key] = value
-		m := newFuzzed(t, changed)
-		defer m.Cleanup(context.Background())
-		for _, path := range looks {
-			var op logical.Operation = logical.ReadOperation
-			if strings.HasSuffix(path, "/") {
-				op = logical.ListOperation
-			}
-			r := m.send(t, op, path, nil)
-			require.NotContains(t, r.message, "a defect of the engine", "%s with %s", path, key)
-			require.NotContains(t, r.message, storedSecret)
+	} {
+		var op logical.Operation = logical.ReadOperation
+		if strings.HasSuffix(path, "/") {
+			op = logical.ListOperation
 		}
-		require.NotContains(t, m.log.String(), "panicked")
-	})
+		r := m.send(t, op, path, nil)
+		require.NotContains(t, r.message, "a defect of the engine", "%s with %s = %s", path, key, value)
+		require.NotContains(t, r.message, storedSecret)
+	}
+	require.NotContains(t, m.log.String(), "panicked", "%s = %s", key, value)
 }

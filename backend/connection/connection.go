@@ -61,6 +61,18 @@ type Entry struct {
 	Generation int `json:"generation"`
 }
 
+// whole refuses an entry without what a connection of its type has.
+func (e *Entry) whole() error {
+	lacks := map[string]bool{
+		TypeRedis: e.Redis == nil, TypeVault: e.Vault == nil, TypeRabbitMQ: e.RabbitMQ == nil,
+		TypePostgreSQL: e.PostgreSQL == nil, TypeKubernetes: e.Kubernetes == nil,
+	}
+	if lacks[e.Type] {
+		return fmt.Errorf("it is of type %s, and says nothing about that", e.Type)
+	}
+	return nil
+}
+
 // Redis is what a connection of type redis has beyond the common fields.
 type Redis struct {
 	Addresses    []string `json:"addresses"`

@@ -41,6 +41,9 @@ func (st *Store) Get(ctx context.Context, name string) (*Entry, error) {
 	if err != nil || e == nil {
 		return nil, err
 	}
+	if err := e.whole(); err != nil {
+		return nil, storage.Undecodable(storage.Connection+name, err)
+	}
 	e.Name = name
 	set, err := st.root(ctx, name)
 	if err != nil {

@@ -171,7 +171,7 @@ func Get[T any](ctx context.Context, s logical.Storage, key string) (*T, error) 
 	}
 	v := new(T)
 	if err := jsonutil.DecodeJSON(e.Value, v); err != nil {
-		return nil, &undecodable{key: key, err: err}
+		return nil, Undecodable(key, err)
 	}
 	return v, nil
 }
@@ -188,6 +188,9 @@ func (u *undecodable) Error() string {
 }
 
 func (u *undecodable) Unwrap() error { return u.err }
+
+// Undecodable says that the entry at key is no entry of its prefix, and why.
+func Undecodable(key string, err error) error { return &undecodable{key: key, err: err} }
 
 // IsUndecodable reports whether err is about an entry's content, and not about a
 // failure to read it.
