@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -236,10 +237,14 @@ type NodeError struct {
 type Question struct {
 	User
 	Materials []Material
-	// Brief: of a user that has one password at a time, nothing but that has to be tried
-	// and the others follow from it. Without it a refusal is one that the node gave.
-	Brief bool
+	// Concluded are those of Materials that need not be tried where another is found
+	// accepted, and the user can have only one: that they are refused follows from it. Of
+	// all others a refusal is one that the node gave.
+	Concluded []Material
 }
+
+// Concludes reports whether m is one of Concluded.
+func (q Question) Concludes(m Material) bool { return slices.ContainsFunc(q.Concluded, m.Same) }
 
 // Answer is what the nodes said to a Question.
 type Answer struct {

@@ -226,24 +226,29 @@ func (e *Engine) inspect(jobs []*job) {
 	for i, j := range jobs {
 		j.facts.finding = &findings[i]
 	}
-	// What is accepted has to be known here, and nothing is proven refused yet: a role
-	// that keeps many versions costs no more logins than another.
-	e.ask(jobs, true)
+	// What is accepted has to be known here, and nothing is proven refused yet.
+	e.ask(jobs, func(*Role, kind.Material) bool { return true })
 }
 
-// probe asks which material the nodes accept.
+// probe asks which material the nodes accept. What was proven refused before is
+// concluded: a role that keeps many versions costs no more logins than another.
 func (e *Engine) probe(jobs []*job) {
 	if len(jobs) > 0 {
-		e.ask(jobs, false)
+		e.ask(jobs, func(r *Role, m kind.Material) bool { return !slices.ContainsFunc(r.Accepted(), m.Same) })
 	}
 }
 
-func (e *Engine) ask(jobs []*job, brief bool) {
+func (e *Engine) ask(jobs []*job, concluded func(*Role, kind.Material) bool) {
 	questions, places := make([][]kind.Question, len(jobs)), make([][][]int, len(jobs))
 	for i, j := range jobs {
 		questions[i], places[i] = j.role.questions(j.step.ask, j.generation)
 		for n := range questions[i] {
-			questions[i][n].Brief = brief
+			q := &questions[i][n]
+			for _, m := range q.Materials {
+				if concluded(j.role, m) {
+					q.Concluded = append(q.Concluded, m)
+				}
+			}
 		}
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, kind.CallTimeout)

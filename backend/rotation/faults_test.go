@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/kind"
+	"github.com/harmonyflow/vault-plugin-secrets-harmonyflow/backend/version"
 )
 
 // domain is where a fault strikes.
@@ -351,9 +352,7 @@ func (f *fakeTarget) Probe(ctx context.Context, questions []kind.Question) []kin
 	defer f.w.mu.Unlock()
 	for i, q := range questions {
 		f.mine(q.User)
-		if r := f.w.roles[q.Role]; q.Brief && (r == nil || r.Run == nil || r.Run.Phase != Preflight) {
-			f.w.violateLocked("a refusal of role %s is to be concluded, and not seen", q.Role)
-		}
+		f.checkConcluded(q)
 		out[i].Err = err
 		if err != nil {
 			f.w.logLocked("target probe %s%s", q.Username, note(err))
@@ -365,6 +364,19 @@ func (f *fakeTarget) Probe(ctx context.Context, questions []kind.Question) []kin
 		f.w.logLocked("target probe %s: %s", q.Username, answers(q, out[i]))
 	}
 	return out
+}
+
+// checkConcluded: what a rotation proves refused is seen to be, once.
+func (f *fakeTarget) checkConcluded(q kind.Question) {
+	r := f.w.roles[q.Role]
+	if len(q.Concluded) == 0 || r != nil && r.Run != nil && r.Run.Phase == Preflight {
+		return
+	}
+	for _, m := range q.Concluded {
+		if r == nil || slices.ContainsFunc(r.Versions, func(v version.Version) bool { return v.Material.Same(m) && v.Refused.IsZero() }) {
+			f.w.violateLocked("a refusal of role %s is to be concluded, and was never seen", q.Role)
+		}
+	}
 }
 
 func (f *fakeTarget) ask(q kind.Question, n *node, what fault, index int) kind.NodeAnswer {

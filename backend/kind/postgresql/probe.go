@@ -76,7 +76,7 @@ func (n *node) answer(ctx context.Context, q kind.Question, r row) kind.NodeAnsw
 		if !r.exists {
 			continue // a login could only fail
 		}
-		if proven && q.Brief && a.Extra == 0 { // a node that takes any password is asked on
+		if proven && a.Extra == 0 && q.Concludes(m) { // a node that takes any password is asked on
 			a.Accepts[i] = m.Secret == secret
 			continue
 		}

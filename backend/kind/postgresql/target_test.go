@@ -254,18 +254,21 @@ func TestAnUnknownPasswordIsCounted(t *testing.T) {
 }
 
 // A request that arrives when nobody waits for it any more does nothing.
-// TestABriefQuestion: a user has one password, so that the login that shows it answers for
-// all others. Everybody else is told of a refusal only where there was one.
-func TestABriefQuestion(t *testing.T) {
+// TestConcludedRefusals: a user has one password, so that the login that shows it answers
+// for others. Of what is not to be concluded a refusal is told only where there was one.
+func TestConcludedRefusals(t *testing.T) {
 	const name = "kept-many"
 	create(t, name, "the-third-of-them")
 	all := []string{"the-first-of-them", "the-second-of-them", "the-third-of-them", "the-fourth-of-them", "the-fifth-of-them"}
 	target := targetOf(sharedEntry(t))
-	ask := func(brief bool, secrets ...string) (kind.NodeAnswer, int) {
+	ask := func(concluded, secrets []string) (kind.NodeAnswer, int) {
 		t.Helper()
-		q := kind.Question{User: kind.User{Role: "r", Username: name}, Brief: brief}
+		q := kind.Question{User: kind.User{Role: "r", Username: name}}
 		for _, s := range secrets {
 			q.Materials = append(q.Materials, material(name, s))
+		}
+		for _, s := range concluded {
+			q.Concluded = append(q.Concluded, material(name, s))
 		}
 		before, err := shared(t).Log()
 		require.NoError(t, err)
@@ -278,17 +281,18 @@ func TestABriefQuestion(t *testing.T) {
 		return answers[0].Nodes[0], strings.Count(string(after[len(before):]), `password authentication failed for user "`+name+`"`)
 	}
 	for _, c := range []struct {
-		brief   bool
-		secrets []string
-		accepts []bool
-		refused int
+		concluded, secrets []string
+		accepts            []bool
+		refused            int
 	}{
-		{false, all, []bool{false, false, true, false, false}, 4},
-		{true, all, []bool{false, false, true, false, false}, 2},
-		{true, []string{all[2], all[0], all[2]}, []bool{true, false, true}, 0},
-		{true, []string{all[0], all[1]}, []bool{false, false}, 2},
+		{nil, all, []bool{false, false, true, false, false}, 4},
+		{all, all, []bool{false, false, true, false, false}, 2},
+		{all[4:], all, []bool{false, false, true, false, false}, 3},
+		{all, []string{all[2], all[0], all[2]}, []bool{true, false, true}, 0},
+		{all[3:], []string{all[2], all[0], all[3]}, []bool{true, false, false}, 1},
+		{all, []string{all[0], all[1]}, []bool{false, false}, 2},
 	} {
-		a, refused := ask(c.brief, c.secrets...)
+		a, refused := ask(c.concluded, c.secrets)
 		require.Equal(t, c.accepts, a.Accepts)
 		require.Equal(t, c.refused, refused, "logins that were refused")
 		require.Zero(t, a.Extra)
