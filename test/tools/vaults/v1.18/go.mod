@@ -283,7 +283,7 @@ require (
 	github.com/hashicorp/vault-plugin-secrets-mongodbatlas v0.13.0 // indirect
 	github.com/hashicorp/vault-plugin-secrets-openldap v0.14.5 // indirect
 	github.com/hashicorp/vault-plugin-secrets-terraform v0.10.0 // indirect
-	github.com/hashicorp/vault/api v1.15.0 // indirect
+	github.com/hashicorp/vault/api v1.16.0 // indirect
 	github.com/hashicorp/vault/api/auth/kubernetes v0.6.0 // indirect
 	github.com/hashicorp/vault/sdk v0.14.0 // indirect
 	github.com/hashicorp/vault/vault/hcp_link/proto v0.0.0-20230201201504-b741fa893d77 // indirect
