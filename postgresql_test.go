@@ -59,6 +59,33 @@ func TestPostgreSQL(t *testing.T) {
 	t.Run("refused connections", func(t *testing.T) { postgreSQLConnectionsAreRefused(t, n) })
 }
 
+// TestOldVersionsCostNoLogins: a role that keeps five versions is rotated with as many
+// logins as one that keeps two, and each rotation sees a refusal of what it retires. Who puts
+// a role right sees them all refused once more.
+func TestOldVersionsCostNoLogins(t *testing.T) {
+	t.Parallel()
+	n := database(t, "app")
+	m := newMount(t)
+	require.Less(t, m.connectDatabase("db", n.Addr, nil).code, 300)
+	m.must("roles/app", map[string]any{
+		"kind": "postgresql", "connection": "db", "username": "app", "initial_password": "first-secret-of-app", "grace_period": "0s",
+	})
+	refused := func(path string) int {
+		t.Helper()
+		before, err := n.Log()
+		require.NoError(t, err)
+		m.must(path, nil)
+		m.idle("app")
+		after, err := n.Log()
+		require.NoError(t, err)
+		return strings.Count(string(after[len(before):]), `password authentication failed for user "app"`)
+	}
+	for range 6 {
+		require.Equal(t, 2, refused("rotate/postgresql/app"), "that of a password that nobody has, and that of the retired one")
+	}
+	require.GreaterOrEqual(t, refused("reconcile/postgresql/app"), 5)
+}
+
 func postgreSQLRotates(t *testing.T, n *servers.PostgresNode) {
 	t.Helper()
 	m := newMount(t)

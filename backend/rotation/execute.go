@@ -231,10 +231,13 @@ func (e *Engine) inspect(jobs []*job) {
 }
 
 // probe asks which material the nodes accept. What was proven refused before is
-// concluded: a role that keeps many versions costs no more logins than another.
+// concluded, so that a role that keeps many versions costs no more logins than another; but
+// not where somebody does not trust what was seen before.
 func (e *Engine) probe(jobs []*job) {
 	if len(jobs) > 0 {
-		e.ask(jobs, func(r *Role, m kind.Material) bool { return !slices.ContainsFunc(r.Accepted(), m.Same) })
+		e.ask(jobs, func(r *Role, m kind.Material) bool {
+			return r.Run.Trigger != Reconcile && !r.Run.urgent() && !slices.ContainsFunc(r.Accepted(), m.Same)
+		})
 	}
 }
 

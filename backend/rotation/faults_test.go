@@ -372,6 +372,9 @@ func (f *fakeTarget) checkConcluded(q kind.Question) {
 	if len(q.Concluded) == 0 || r != nil && r.Run != nil && r.Run.Phase == Preflight {
 		return
 	}
+	if r != nil && r.Run != nil && (r.Run.Trigger == Reconcile || r.Run.urgent()) {
+		f.w.violateLocked("a refusal of role %s is to be concluded, and somebody wants to see it", q.Role)
+	}
 	for _, m := range q.Concluded {
 		if r == nil || slices.ContainsFunc(r.Versions, func(v version.Version) bool { return v.Material.Same(m) && v.Refused.IsZero() }) {
 			f.w.violateLocked("a refusal of role %s is to be concluded, and was never seen", q.Role)
