@@ -66,7 +66,7 @@ test-race:
 .PHONY: test-all
 test-all:
 	@go test -shuffle=on -timeout=$(TEST_TIMEOUT) $(TESTFLAGS) ./backend/rotation ./backend/schedule
-	@go test -run '^Fuzz' -timeout=$(TEST_TIMEOUT) .
+	@go test -run '^(Fuzz|TestStored)' -timeout=$(TEST_TIMEOUT) .
 
 # RUN is a part of the scenarios (scripts, operators, kube, ha, tofu), or one script; nothing is all but tofu.
 E2E_KUBE := $(if $(RUN),$(filter kube,$(RUN)),kube)
