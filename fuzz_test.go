@@ -359,9 +359,11 @@ func without(v any) (out []any) {
 
 // instead are other values of the type of v.
 func instead(v any) []any {
-	switch v.(type) {
+	switch v := v.(type) {
 	case string:
 		return []any{"", "other"}
+	case bool:
+		return []any{!v}
 	case float64:
 		return []any{-1, 0, 1 << 40}
 	case []any:

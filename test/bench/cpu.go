@@ -22,7 +22,7 @@ const (
 	byBench   = "the benchmark"
 )
 
-var consumers = []string{byVault, byPlugins, byServers, byBench}
+var everybody = []string{byVault, byPlugins, byServers, byBench}
 
 // used is how long each of them has had a processor. A machine that is busy with other
 // things makes everything slow, and leaves this as it is.

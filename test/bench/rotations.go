@@ -86,7 +86,7 @@ func rotations(ctx context.Context, b *bench) (_ *result, err error) {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 		c.rates = append(c.rates, float64(c.n)/took.time.Seconds())
-		for _, who := range consumers {
+		for _, who := range everybody {
 			c.spent[who] = append(c.spent[who], took.used.each(who, c.n))
 		}
 		c.busy = append(c.busy, took.used.busy(took.time))
@@ -99,13 +99,13 @@ func rotations(ctx context.Context, b *bench) (_ *result, err error) {
 	rates := map[string]series{}
 	t := table{head: []string{"", "credentials a round", "a second"}}
 	spent := table{head: []string{"ms of a processor for one credential, by"}}
-	spent.head = append(append(spent.head, consumers...), "all processors busy, percent")
+	spent.head = append(append(spent.head, everybody...), "all processors busy, percent")
 	p := plot{Name: "rotations", Title: "Credentials rotated a second", Y: "a second", Log: true, Lines: []line{{}}}
 	for _, c := range all {
 		rates[c.name] = c.rates
 		t.add(c.name, fmt.Sprint(c.n), c.rates.String())
 		row := []string{c.name}
-		for _, who := range consumers {
+		for _, who := range everybody {
 			row = append(row, c.spent[who].String())
 		}
 		spent.add(append(row, c.busy.String())...)

@@ -253,7 +253,6 @@ func TestAnUnknownPasswordIsCounted(t *testing.T) {
 	require.True(t, preflight(t, targetOf(e), "drifted").HasCredential)
 }
 
-// A request that arrives when nobody waits for it any more does nothing.
 // TestConcludedRefusals: a user has one password, so that the login that shows it answers
 // for others. Of what is not to be concluded a refusal is told only where there was one.
 func TestConcludedRefusals(t *testing.T) {
@@ -299,6 +298,7 @@ func TestConcludedRefusals(t *testing.T) {
 	}
 }
 
+// A request that arrives when nobody waits for it any more does nothing.
 func TestALateChangeDoesNotLand(t *testing.T) {
 	create(t, "late", "its-password")
 	e := sharedEntry(t)
